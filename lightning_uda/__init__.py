@@ -1,0 +1,3 @@
+"""Unsupervised domain adaptive semantic segmentation on PyTorch Lightning."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,110 @@
+"""What a segmentation network declares to the rest of the package."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+BatchNormPolicy = Literal["train", "frozen_affine", "eval"]
+
+
+class InputNormalization(nn.Module):
+    """Turns RGB images in [0, 1] into what the network's weights expect.
+
+    Args:
+        mean: Channel means on the 0-255 scale, in the network's channel order.
+        std: Channel standard deviations on the 0-255 scale; (1, 1, 1) for Caffe weights.
+        channel_order: Whether the network wants "rgb" or "bgr".
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], channel_order: Literal["rgb", "bgr"] = "rgb"
+    ) -> None:
+        super().__init__()
+        self.channel_order = channel_order
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalises float (N, 3, H, W) RGB in [0, 1]."""
+        if self.channel_order == "bgr":
+            image = image.flip(1)
+        return (image * 255 - self.mean) / self.std
+
+
+class SegmentationNetwork(nn.Module, ABC):
+    """Base of all networks: RGB images in [0, 1] in, logits at the network's own resolution out.
+
+    Args:
+        num_classes: Number of output channels.
+        normalization: The input normalisation that the weights were trained with.
+        output_stride: Ratio of input to logit size.
+        feature_channels: Channels of the features before the classifier.
+        batch_norm: "train" (batch statistics, trained scale and shift), "frozen_affine" (batch statistics, scale and
+            shift fixed at their loaded values: DACS and its family) or "eval" (running statistics, all fixed).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        normalization: InputNormalization,
+        output_stride: int,
+        feature_channels: int,
+        batch_norm: BatchNormPolicy,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.normalization = normalization
+        self.output_stride = output_stride
+        self.feature_channels = feature_channels
+        self.batch_norm = batch_norm
+
+    @abstractmethod
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Features before the classifier, (N, feature_channels, h, w), of normalised (N, 3, H, W) inputs."""
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (N, num_classes, h, w) of features."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters as optimiser groups with `name`, `params`, `lr_scale` and `update_repeats`.
+
+        `name` is "backbone..." or "classifier"; the learning rate of a group is `lr_scale` times the base rate;
+        `update_repeats` is read by `RepeatedSGD` alone.
+        """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
+        return self.classify(self.encode(self.normalization(image)))
+
+    def forward_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits as `forward` gives them, and the features they were made from."""
+        features = self.encode(self.normalization(image))
+        return self.classify(features), features
+
+    def batch_norm_modules(self) -> Iterator[nn.Module]:
+        """All BatchNorm layers."""
+        return (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+
+    def apply_batch_norm_policy(self) -> None:
+        """Freezes what the policy freezes; to be called once the layers exist."""
+        for module in self.batch_norm_modules():
+            module.requires_grad_(self.batch_norm == "train")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets train or eval mode; under the policy "eval" BatchNorm stays in eval mode."""
+        super().train(mode)
+        if self.batch_norm == "eval":
+            for module in self.batch_norm_modules():
+                module.eval()
+        return self
