@@ -1,0 +1,1 @@
+"""Datasets, label spaces, streams and the data module that pairs them."""

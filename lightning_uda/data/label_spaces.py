@@ -84,7 +84,8 @@ class LabelSpace:
         """Colours a label map: integer (H, W) of train ids to uint8 (H, W, 3) RGB; void is black."""
         colors = np.zeros((256, 3), dtype=np.uint8)
         colors[: self.num_classes] = self.palette
-        return colors[mask]
+        colored: Array = colors[mask]
+        return colored
 
 
 CITYSCAPES_CLASSES = (
@@ -100,9 +101,7 @@ _NOT_IN_SYNTHIA = ("terrain", "truck", "train")
 _CLASSES_16 = tuple(name for name in CITYSCAPES_CLASSES if name not in _NOT_IN_SYNTHIA)
 _CLASSES_13 = tuple(name for name in _CLASSES_16 if name not in ("wall", "fence", "pole"))
 
-CITYSCAPES = LabelSpace(
-    "cityscapes", CITYSCAPES_CLASSES, _CITYSCAPES_PALETTE, {"16": _CLASSES_16, "13": _CLASSES_13}
-)
+CITYSCAPES = LabelSpace("cityscapes", CITYSCAPES_CLASSES, _CITYSCAPES_PALETTE, {"16": _CLASSES_16, "13": _CLASSES_13})
 CITYSCAPES16 = LabelSpace(
     "cityscapes16",
     _CLASSES_16,

@@ -1,0 +1,5 @@
+"""Test-time policies."""
+
+from lightning_uda.inference.policies import Inference, WholeImage
+
+__all__ = ["Inference", "WholeImage"]

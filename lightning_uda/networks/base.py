@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ class SegmentationNetwork(nn.Module, ABC):
         feature_channels: Channels of the features before the classifier.
         batch_norm: "train" (batch statistics, trained scale and shift), "frozen_affine" (batch statistics, scale and
             shift fixed at their loaded values: DACS and its family) or "eval" (running statistics, all fixed).
+
+    Raises:
+        ValueError: If `batch_norm` is none of these.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class SegmentationNetwork(nn.Module, ABC):
         batch_norm: BatchNormPolicy,
     ) -> None:
         super().__init__()
+        if batch_norm not in get_args(BatchNormPolicy):
+            raise ValueError(f"Found batch_norm={batch_norm!r}; expected one of {get_args(BatchNormPolicy)}.")
         self.num_classes = num_classes
         self.normalization = normalization
         self.output_stride = output_stride

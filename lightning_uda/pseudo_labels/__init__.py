@@ -1,0 +1,21 @@
+"""Pseudo-labels and what is made of their confidence: plain torch."""
+
+from lightning_uda.pseudo_labels.confidence import (
+    BatchConfidence,
+    ConfidenceWeighting,
+    ImageConfidence,
+    PixelConfidence,
+    PixelWeighting,
+    UniformWeights,
+    pseudo_label,
+)
+
+__all__ = [
+    "BatchConfidence",
+    "ConfidenceWeighting",
+    "ImageConfidence",
+    "PixelConfidence",
+    "PixelWeighting",
+    "UniformWeights",
+    "pseudo_label",
+]

@@ -1,0 +1,44 @@
+"""Draws docs/images/minicity.png: scenes of both MiniCity styles beside their labels, and a legend of the classes."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Patch
+
+from lightning_uda.data.datasets.minicity import MiniCity
+from lightning_uda.data.label_spaces import CITYSCAPES
+
+OUTPUT = Path(__file__).parent / "images" / "minicity.png"
+SIZE = (144, 288)
+SCENES = {"source": (0, 1, 2, 3), "target": (0, 1, 2, 3)}
+"""Indices shown, chosen so that every class appears."""
+
+
+def main() -> None:
+    """Writes the picture."""
+    figure, axes = plt.subplots(4, 4, figsize=(12.4, 7.1), layout="constrained")
+    for block, (style, indices) in enumerate(SCENES.items()):
+        dataset = MiniCity("train", style, size=SIZE)
+        for column, index in enumerate(indices):
+            image, label = dataset.load_image(index), CITYSCAPES.colorize(dataset.load_label(index))
+            for row, picture in ((2 * block, image), (2 * block + 1, label)):
+                axes[row, column].imshow(picture, interpolation="nearest")
+                axes[row, column].set(xticks=[], yticks=[])
+                axes[row, column].spines[:].set_visible(False)
+        axes[2 * block, 0].set_ylabel(style, fontsize=12, fontweight="bold")
+        axes[2 * block + 1, 0].set_ylabel("labels", fontsize=10)
+    colors = [*zip(CITYSCAPES.classes, CITYSCAPES.palette, strict=True), ("void", (0, 0, 0))]
+    handles = [Patch(color=np.array(color) / 255, label=name) for name, color in colors]
+    figure.legend(handles=handles, loc="outside lower center", ncols=10, fontsize=9, frameon=False)
+    OUTPUT.parent.mkdir(exist_ok=True)
+    figure.savefig(OUTPUT, dpi=100, pil_kwargs={"optimize": True})
+    print(f"{OUTPUT.relative_to(Path.cwd())}: {OUTPUT.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The teacher as an exponential moving average of the student (Tarvainen & Valpola, NeurIPS 2017)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+BufferPolicy = Literal["own", "copy", "average"]
+
+
+class EMATeacher(Callback):
+    """Moves `pl_module.teacher` towards `pl_module.student` after every optimiser step.
+
+    Update i (counted from 0) uses alpha_i = min(1 - 1 / (i + 1), decay): the first one copies the student.
+
+    Args:
+        decay: alpha, the share that the teacher keeps. 0 makes the teacher the student itself, which is the paper's
+            Algorithm 1 of DACS to the letter.
+        warmup: Whether the decay rises from 0 as above; without it alpha is `decay` from the first update on.
+        buffers: What happens to buffers (BatchNorm statistics): "own" leaves them to the teacher's forward passes
+            (DACS and its family), "copy" takes the student's, "average" averages floating-point ones like parameters
+            and copies the rest.
+    """
+
+    def __init__(self, decay: float = 0.99, warmup: bool = True, buffers: BufferPolicy = "own") -> None:
+        if not 0 <= decay <= 1:
+            raise ValueError(f"EMATeacher: found decay={decay}, expected a number in [0, 1].")
+        self.decay = decay
+        self.warmup = warmup
+        self.buffers = buffers
+        self.updates = 0
+        self._last_step = 0
+
+    def alpha(self, update: int) -> float:
+        """Share that the teacher keeps in update number `update`, counted from 0."""
+        return min(1 - 1 / (update + 1), self.decay) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, teacher: nn.Module) -> None:
+        """One update of all parameters, fused, and of the buffers as the policy says."""
+        alpha = self.alpha(self.updates)
+        average = get_ema_multi_avg_fn(alpha)  # type: ignore[no-untyped-call]
+        average(list(teacher.parameters()), list(student.parameters()), None)
+        if self.buffers != "own":
+            pairs = list(zip(teacher.buffers(), student.buffers(), strict=True))
+            averaged = [pair for pair in pairs if self.buffers == "average" and pair[0].is_floating_point()]
+            copied = [pair for pair in pairs if self.buffers == "copy" or not pair[0].is_floating_point()]
+            if averaged:
+                average(*map(list, zip(*averaged, strict=True)), None)
+            for mine, theirs in copied:
+                mine.copy_(theirs)
+        self.updates += 1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks that there is a teacher, alike the student but sharing nothing with it.
+
+        Raises:
+            TypeError: If the method has none.
+            ValueError: If they share storage or differ in structure.
+        """
+        student, teacher = getattr(pl_module, "student", None), getattr(pl_module, "teacher", None)
+        if student is None or teacher is None:
+            raise TypeError(
+                f"EMATeacher needs a method with a student and a teacher, found {type(pl_module).__name__}. Remove the "
+                "callback from trainer.callbacks, or choose a method with a teacher."
+            )
+        shapes = [[(n, t.shape) for n, t in module.state_dict().items()] for module in (student, teacher)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("EMATeacher: student and teacher differ in structure; make the teacher a copy of it.")
+        if {t.data_ptr() for t in student.parameters()} & {t.data_ptr() for t in teacher.parameters()}:
+            raise ValueError("EMATeacher: student and teacher share storage; make the teacher a deep copy.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers the step that training starts from."""
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Updates the teacher if the batch ended with an optimiser step."""
+        if trainer.global_step != self._last_step:
+            self._last_step = trainer.global_step
+            self.update(pl_module.student, pl_module.teacher)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of updates made, for exact resumption."""
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the number of updates made."""
+        self.updates = state_dict["updates"]

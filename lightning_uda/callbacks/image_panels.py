@@ -1,0 +1,212 @@
+"""Pictures of what a run sees and predicts: PNG files in the run folder, strips in the loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from lightning_uda.data.label_spaces import LabelSpace
+
+Array = npt.NDArray[np.uint8]
+
+PANELS_FOLDER = "panels"
+"""Name of the folder of pictures in a run folder."""
+
+_PHOTOS = ("image", "source", "target", "mixed_image")
+_CAPTION_HEIGHT = 26
+_GAP = 6
+
+
+class ImagePanels(Callback):
+    """Draws images, labels and predictions at each validation, and what the last training batch was made of.
+
+    Tiles are written as `panels/step_000800/val_0_image.png`, `..._mask.png`, `..._prediction.png` (`test_...` when
+    testing) and `train_0_source.png`, `..._source_mask.png`, `..._target.png`; a method whose `training_step` returns
+    `"mixed"` (a mapping of `image`, `mask` and `pixel_weights`) adds `train_0_mixed_image.png`, `..._mixed_mask.png`
+    and `..._pixel_weights.png`. Loggers that take images get one captioned strip per sample. Nothing is copied from the
+    device except when pictures are drawn.
+
+    Args:
+        num_images: How many samples of each kind are drawn.
+        every_n_steps: Optimiser steps between training pictures; `None` draws them at each validation.
+        max_width: Wider pictures are reduced to this many pixels.
+    """
+
+    def __init__(self, num_images: int = 4, every_n_steps: int | None = None, max_width: int = 640) -> None:
+        if num_images < 1 or max_width < 1 or (every_n_steps is not None and every_n_steps < 1):
+            raise ValueError(
+                f"Found num_images {num_images}, every_n_steps {every_n_steps}, max_width {max_width}; expected "
+                "numbers of 1 or more."
+            )
+        self.num_images = num_images
+        self.every_n_steps = every_n_steps
+        self.max_width = max_width
+        self._train_sample: tuple[Any, Any] | None = None
+        self._last_drawn_step = 0
+        self._drawn = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Remembers the batch, and draws it if its step is due."""
+        self._train_sample = (batch, outputs)
+        step = trainer.global_step
+        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._last_drawn_step:
+            self._draw_train(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets go of the last batch."""
+        self._train_sample = None
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws the most recent training batch, unless training pictures have their own interval."""
+        self._drawn = 0
+        if self.every_n_steps is None and self._train_sample is not None and not trainer.sanity_checking:
+            self._draw_train(trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts counting the pictures of a test."""
+        self._drawn = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draws the first images of a validation."""
+        if not trainer.sanity_checking:
+            self._draw_evaluation(trainer, pl_module, "val", batch, outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draws the first images of a test."""
+        self._draw_evaluation(trainer, pl_module, "test", batch, outputs)
+
+    def _draw_evaluation(self, trainer: pl.Trainer, pl_module: Any, stage: str, batch: Any, outputs: Any) -> None:
+        space = pl_module.label_space
+        for index in range(min(self.num_images - self._drawn, len(batch["image"]))):
+            tiles = {
+                "image": _picture(batch["image"][index]),
+                "mask": _label_picture(batch["mask"][index], space),
+                "prediction": _label_picture(outputs["pred"][index], space),
+            }
+            self._save(trainer, f"{stage}_{self._drawn}", tiles, f"{stage}/panel_{self._drawn}")
+            self._drawn += 1
+
+    def _draw_train(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._last_drawn_step = trainer.global_step
+        assert self._train_sample is not None
+        batch, outputs = self._train_sample
+        for index in range(min(self.num_images, len(batch["source"]["image"]))):
+            tiles = _train_tiles(batch, outputs, index, pl_module.label_space)
+            self._save(trainer, f"train_{index}", tiles, f"train/panel_{index}")
+
+    def _save(self, trainer: pl.Trainer, prefix: str, tiles: Mapping[str, Array], key: str) -> None:
+        folder = trainer.log_dir if trainer.loggers else None
+        if not trainer.is_global_zero:
+            return
+        tiles = {name: _shrink(name, tile, self.max_width) for name, tile in tiles.items()}
+        if folder is not None:
+            target = Path(folder) / PANELS_FOLDER / f"step_{trainer.global_step:06d}"
+            target.mkdir(parents=True, exist_ok=True)
+            for name, tile in tiles.items():
+                Image.fromarray(tile).save(target / f"{prefix}_{name}.png")
+        strip = compose_strip(tiles)
+        for logger in trainer.loggers:
+            log_image(logger, key, strip, trainer.global_step)
+
+
+def log_image(logger: Logger, key: str, image: Array, step: int) -> None:
+    """Sends one uint8 (H, W, 3) RGB image to a logger that takes images; others are left alone."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image(key, [image], step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(key, image, step, dataformats="HWC")
+
+
+def compose_strip(tiles: Mapping[str, Array]) -> Array:
+    """Sets captioned pictures side by side.
+
+    Args:
+        tiles: Caption to uint8 (H, W, 3) RGB; all are brought to the height of the first.
+
+    Returns:
+        uint8 (H + caption, sum of widths and gaps, 3) on white.
+    """
+    height = next(iter(tiles.values())).shape[0]
+    scaled = {
+        name: _resize(name, tile, round(tile.shape[1] * height / tile.shape[0]), height) for name, tile in tiles.items()
+    }
+    width = sum(tile.shape[1] for tile in scaled.values()) + _GAP * (len(tiles) - 1)
+    strip = Image.new("RGB", (width, height + _CAPTION_HEIGHT), "white")
+    draw, font, left = ImageDraw.Draw(strip), ImageFont.load_default(14), 0
+    for name, tile in scaled.items():
+        strip.paste(Image.fromarray(tile), (left, _CAPTION_HEIGHT))
+        draw.text((left + 2, 4), name.replace("_", " "), fill=(60, 60, 60), font=font)
+        left += tile.shape[1] + _GAP
+    return np.asarray(strip)
+
+
+def _train_tiles(batch: Any, outputs: Any, index: int, space: LabelSpace) -> dict[str, Array]:
+    tiles = {
+        "source": _picture(batch["source"]["image"][index]),
+        "source_mask": _label_picture(batch["source"]["mask"][index], space),
+    }
+    if "target" in batch:
+        tiles["target"] = _picture(batch["target"]["image"][index])
+    mixed = outputs.get("mixed") if isinstance(outputs, Mapping) else None
+    if mixed is not None:
+        tiles["mixed_image"] = _picture(mixed["image"][index])
+        tiles["mixed_mask"] = _label_picture(mixed["mask"][index], space)
+        tiles["pixel_weights"] = _weight_picture(mixed["pixel_weights"][index])
+    return tiles
+
+
+def _picture(image: Tensor) -> Array:
+    """RGB (3, H, W), uint8 or float in [0, 1], as uint8 (H, W, 3)."""
+    array = image.detach().permute(1, 2, 0).cpu()
+    if array.is_floating_point():
+        array = (array.float().clamp(0, 1) * 255).round().byte()
+    return np.ascontiguousarray(array.numpy())
+
+
+def _label_picture(mask: Tensor, space: LabelSpace) -> Array:
+    return space.colorize(mask.detach().cpu().numpy())
+
+
+def _weight_picture(weights: Tensor) -> Array:
+    """Weights (H, W) in [0, 1] in the colours of viridis, as uint8 (H, W, 3) RGB."""
+    levels = (weights.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+    return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1])
+
+
+def _shrink(name: str, tile: Array, max_width: int) -> Array:
+    height, width = tile.shape[:2]
+    return tile if width <= max_width else _resize(name, tile, max_width, max(1, round(height * max_width / width)))
+
+
+def _resize(name: str, tile: Array, width: int, height: int) -> Array:
+    """Resizes photos smoothly, and label maps without making new colours."""
+    if tile.shape[:2] == (height, width):
+        return tile
+    interpolation = cv2.INTER_AREA if name in _PHOTOS else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(tile, (width, height), interpolation=interpolation), dtype=np.uint8)

@@ -1,0 +1,185 @@
+"""The command line: `lightning-uda fit|validate|test|predict`, `lightning-uda data check`, `lightning-uda report`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import rich
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+import lightning_uda.callbacks
+import lightning_uda.data.datasets
+import lightning_uda.methods
+import lightning_uda.networks
+import lightning_uda.optim  # noqa: F401  importing the rooms makes their classes known by their short names
+from lightning_uda.callbacks import IoUTable, StepProgressBar
+from lightning_uda.data.check import print_report, scan
+from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.data.datasets.base import DatasetError
+from lightning_uda.data.label_spaces import num_classes
+from lightning_uda.methods import UDAModule
+from lightning_uda.networks import WeightsError
+
+_EPILOG = """
+More commands:
+  data check --config FILE      look through the datasets of a config: counts, sizes, classes, every problem
+  report RUN [RUN ...]          one table and one HTML page of several runs
+"""
+
+_QUIET = (
+    "The '.*_dataloader' does not have many workers",
+    "Total length of `list` across ranks is zero",  # no validation set
+    ".*isinstance.treespec, LeafSpec.*",
+    "Experiment logs directory .* exists and is not empty",
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the resolved config as `config.yaml` in the run folder, and hands it to the loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Logs the config as hyper-parameters with every logger but the CSV one, whose folder holds the file."""
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):
+                logger.log_hyperparams(self.config.as_dict())
+
+
+class UDACLI(LightningCLI):
+    """LightningCLI with what belongs together said once.
+
+    `data.label_space` goes to the method and, as `num_classes`, to the network; `seed_everything` to both as `seed`.
+    Every run has a folder `<output>/<name>/version_<n>` of its own with `config.yaml` and `metrics.csv`; loggers given
+    by `--trainer.logger` come on top.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run's name and folder and the links."""
+        parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder below `output`.")
+        parser.add_argument("--output", type=str, default="runs", help="Folder of all runs.")
+        parser.link_arguments("data.init_args.label_space", "model.init_args.label_space")
+        parser.link_arguments(
+            "data.init_args.label_space", "model.init_args.network.init_args.num_classes", compute_fn=num_classes
+        )
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the CSV logger, the progress bar and the IoU table to what the config asks for."""
+        config = self._get(self.config_init, "trainer")
+        loggers = config.get("logger")
+        extra: list[Logger] = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
+        csv = CSVLogger(
+            self._get(self.config_init, "output"), self._get(self.config_init, "name"), flush_logs_every_n_steps=10
+        )
+        given = config.get("callbacks") or []
+        callbacks: list[Callback] = given if isinstance(given, list) else [given]
+        if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
+            callbacks.append(StepProgressBar())
+        if not _any(callbacks, IoUTable):
+            callbacks.append(IoUTable())
+        return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, **kwargs)
+
+
+class DataCheckCLI(UDACLI):
+    """Parses a whole experiment config, but makes its data module only."""
+
+    def instantiate_classes(self) -> None:
+        """Makes `self.datamodule`."""
+        config = self.parser.instantiate_classes(self.config)
+        self.datamodule: UDADataModule = config["data"]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line; ends with a one-message error and exit status 2 where the user can mend the cause.
+
+    Args:
+        args: Arguments without the program's name; `None` takes them from the command line.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    for message in _QUIET:
+        warnings.filterwarnings("ignore", message)
+    try:
+        if arguments[:2] == ["data", "check"]:
+            sys.exit(check_data(arguments[2:]))
+        elif arguments[:1] == ["report"]:
+            report_runs(arguments[1:])
+        else:
+            run_trainer(arguments)
+    except (DatasetError, WeightsError, FileNotFoundError, ValueError) as error:
+        if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
+            raise
+        sys.exit(_readable(error))
+
+
+def run_trainer(arguments: list[str]) -> UDACLI:
+    """`fit`, `validate`, `test` and `predict`."""
+    return UDACLI(
+        UDAModule,
+        UDADataModule,
+        save_config_callback=SaveConfig,
+        trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+        seed_everything_default=0,
+        parser_kwargs={"prog": "lightning-uda", "epilog": _EPILOG},
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=arguments,
+        auto_configure_optimizers=False,
+    )
+
+
+def check_data(arguments: list[str]) -> int:
+    """`data check`: scans every dataset of a config and prints what it finds.
+
+    Args:
+        arguments: Options as for `fit`.
+
+    Returns:
+        Exit status: 0 if no dataset has a problem, else 1.
+    """
+    cli = DataCheckCLI(
+        UDAModule,
+        UDADataModule,
+        seed_everything_default=0,
+        parser_kwargs={"prog": "lightning-uda data check"},
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=arguments,
+        run=False,
+        auto_configure_optimizers=False,
+    )
+    console, label_space, problems = rich.get_console(), cli.datamodule.label_space, 0
+    for name, dataset in cli.datamodule.datasets.items():
+        found = scan(dataset, label_space)
+        print_report(name, found, label_space, console)
+        problems += len(found.problems)
+    return 1 if problems else 0
+
+
+def report_runs(arguments: list[str]) -> None:
+    """`report`: prints the table of several runs and writes their page."""
+    parser = argparse.ArgumentParser(prog="lightning-uda report", description=report_runs.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="Run folders; of one with versions the latest is taken.")
+    parser.add_argument("--output", type=Path, default=Path("runs/report.html"), help="The page to write.")
+    chosen = parser.parse_args(arguments)
+    from lightning_uda.report import report  # brings matplotlib, which training doesn't need
+
+    report(chosen.runs, chosen.output)
+
+
+def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _readable(error: Exception) -> str:
+    return f"error: {error}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"

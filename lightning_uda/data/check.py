@@ -1,0 +1,285 @@
+"""Looking through datasets: a full scan with a report, and the short check before training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from rich.bar import Bar
+from rich.console import Console
+from rich.progress import track
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.datasets.folder import file_problem, size_mismatch, unlisted_ids
+from lightning_uda.data.label_spaces import IGNORE_INDEX, LabelSpace
+
+_LISTED_BEFORE_TRAINING = 10
+_LISTED_SIZES = 8
+_BAR_WIDTH = 24
+
+Size = tuple[int, int]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass
+class ScanReport:
+    """What a scan of a dataset found.
+
+    Attributes:
+        has_labels: Whether labels were read.
+        images: Images in the set.
+        readable_images: Images that could be decoded.
+        readable_labels: Label maps that could be decoded.
+        sizes: Number of decoded images of each (height, width).
+        mean_rgb: Mean of the images' mean colours, (3,), 0-255.
+        class_pixels: (C,), pixels of each class of the label space.
+        class_images: (C,), label maps that hold each class.
+        void_pixels: Labelled pixels that are void in the label space.
+        problems: Everything that has to be mended.
+        warnings: What may be meant so: sound label maps without a labelled pixel, class names outside the label space.
+    """
+
+    has_labels: bool
+    images: int
+    readable_images: int
+    readable_labels: int
+    sizes: Counter[Size]
+    mean_rgb: npt.NDArray[np.float64]
+    class_pixels: Counts
+    class_images: Counts
+    void_pixels: int
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+    @property
+    def class_shares(self) -> npt.NDArray[np.float64]:
+        """(C,), share of each class in the non-void pixels, summing to 1 (or all 0 without any)."""
+        shares: npt.NDArray[np.float64] = self.class_pixels / max(1, int(self.class_pixels.sum()))
+        return shares
+
+
+@dataclass
+class _Scanned:
+    """One image and its label map: size (height, width), mean colour (3,), pixels of each raw id (256,)."""
+
+    label_file: str
+    size: Size | None = None
+    mean_rgb: npt.NDArray[np.float64] | None = None
+    raw_counts: Counts | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def scan(
+    dataset: SegmentationDataset, label_space: LabelSpace, workers: int | None = None, progress: bool = True
+) -> ScanReport:
+    """Decodes every image and label map of a dataset and collects statistics and all problems.
+
+    Args:
+        dataset: Any dataset.
+        label_space: The classes to count.
+        workers: Threads; `None` takes Python's default for the machine.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        The report, problems in the order of the dataset. No broken file stops the scan.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda index: _scan_pair(dataset, index), range(len(dataset)))
+        shown = track(
+            results, "Reading", total=len(dataset), console=Console(stderr=True), transient=True, disable=not progress
+        )
+        scanned = list(shown)
+    report = _summarize(dataset, label_space, scanned)
+    known = {problem.where for problem in report.problems}
+    report.problems += [problem for problem in dataset.check() if problem.where not in known]
+    return report
+
+
+def print_report(name: str, report: ScanReport, label_space: LabelSpace, console: Console) -> None:
+    """Prints a scan's report: sizes, a table of the classes, and every problem under its file.
+
+    Args:
+        name: Heading.
+        report: What `scan` found.
+        label_space: The label space of that scan.
+        console: Where to.
+    """
+    labels = f"{report.readable_labels} label maps" if report.has_labels else "no labels"
+    console.print(Rule(Text(name, style="bold"), align="left"))
+    console.print(f"{report.images} images ({report.readable_images} readable), {labels}", highlight=False)
+    console.print(_size_line(report.sizes), highlight=False)
+    if report.readable_images:
+        console.print("mean RGB: {:.0f} {:.0f} {:.0f} of 255".format(*report.mean_rgb), highlight=False)
+    if report.readable_labels:
+        console.print(_class_table(report, label_space))
+    _print_by_file("warnings", report.warnings, "yellow", console)
+    _print_by_file("problems", report.problems, "red", console)
+    files = len({problem.where for problem in report.problems})
+    verdict = f"{_count(len(report.problems), 'problem')} in {_count(files, 'file')}" if files else "no problems found"
+    console.print(Text(verdict, style="bold red" if files else "bold green"))
+
+
+def require_usable(datasets: Mapping[str, SegmentationDataset], batch_size: Mapping[str, int]) -> None:
+    """Runs the checks of all datasets and compares their lengths with the batch sizes, before training.
+
+    Args:
+        datasets: Datasets by the names that messages give them.
+        batch_size: Images of each dataset in a batch; a dataset not named here needs one image.
+
+    Raises:
+        DatasetError: If anything is wrong: one message with the problems of all datasets.
+    """
+    checked: dict[int, list[Problem]] = {}
+    sections = []
+    for name, dataset in datasets.items():
+        if id(dataset) not in checked:
+            checked[id(dataset)] = dataset.check()
+        lines = [*_length_problem(dataset, batch_size.get(name, 1)), *_first_lines(checked[id(dataset)])]
+        if lines:
+            sections.append("\n".join([f"data.{name} ({_count(len(dataset), 'image')}):", *lines]))
+    if sections:
+        raise DatasetError("\n".join(["The data can't be used as configured.", *sections]))
+
+
+def _scan_pair(dataset: SegmentationDataset, index: int) -> _Scanned:
+    image_file, label_file = _file(dataset, index, "image"), _file(dataset, index, "label")
+    found = _Scanned(label_file)
+    try:
+        image = dataset.load_image(index)
+        found.size = (image.shape[0], image.shape[1])
+        found.mean_rgb = np.asarray(cv2.mean(np.ascontiguousarray(image))[:3])
+    except Exception as error:  # whatever a reader raises is a finding
+        found.problems.append(file_problem(image_file, error))
+    if dataset.has_labels:
+        _scan_label(dataset, index, found)
+    return found
+
+
+def _scan_label(dataset: SegmentationDataset, index: int, found: _Scanned) -> None:
+    try:
+        label = dataset.load_label(index)
+    except Exception as error:  # whatever a reader raises is a finding
+        found.problems.append(file_problem(found.label_file, error))
+        return
+    found.raw_counts = np.bincount(label.ravel(), minlength=256)
+    wrong = [size_mismatch(label.shape, found.size)]
+    if dataset.strict_ids:
+        wrong.append(unlisted_ids(found.raw_counts, dataset.class_ids))
+    found.problems += [Problem(found.label_file, what) for what in wrong if what]
+
+
+def _file(dataset: SegmentationDataset, index: int, kind: str) -> str:
+    """File of an image or label, by the dataset's `image_path` or `label_path` if it has one, else the image's name."""
+    path = getattr(dataset, f"{kind}_path", None)
+    if path is None or (kind == "label" and not dataset.has_labels):
+        return f"{dataset.name(index)} ({kind})"
+    return str(path(index))
+
+
+def _summarize(dataset: SegmentationDataset, label_space: LabelSpace, scanned: list[_Scanned]) -> ScanReport:
+    table = label_space.lookup_table(dataset.class_ids)
+    report = ScanReport(
+        has_labels=dataset.has_labels,
+        images=len(dataset),
+        readable_images=sum(item.size is not None for item in scanned),
+        readable_labels=sum(item.raw_counts is not None for item in scanned),
+        sizes=Counter(item.size for item in scanned if item.size is not None),
+        mean_rgb=_mean([item.mean_rgb for item in scanned if item.mean_rgb is not None]),
+        class_pixels=np.zeros(label_space.num_classes, np.int64),
+        class_images=np.zeros(label_space.num_classes, np.int64),
+        void_pixels=0,
+        warnings=_foreign_names(dataset, label_space),
+    )
+    for item in scanned:
+        report.problems += item.problems
+        if item.raw_counts is not None:
+            _count_classes(report, item, table)
+    return report
+
+
+def _mean(colors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    return np.mean(colors, axis=0) if colors else np.zeros(3)
+
+
+def _count_classes(report: ScanReport, item: _Scanned, table: npt.NDArray[np.uint8]) -> None:
+    counts = np.bincount(table, weights=item.raw_counts, minlength=256).astype(np.int64)
+    classes = counts[: len(report.class_pixels)]
+    report.class_pixels += classes
+    report.class_images += classes > 0
+    report.void_pixels += int(counts[IGNORE_INDEX])
+    if not classes.any() and not any(problem.where == item.label_file for problem in item.problems):
+        what = "no pixel has a class of the label space; the image teaches nothing"
+        report.warnings.append(Problem(item.label_file, what))
+
+
+def _foreign_names(dataset: SegmentationDataset, label_space: LabelSpace) -> list[Problem]:
+    names = {name for name in dataset.class_ids.values() if name is not None}
+    if not dataset.has_labels or not (foreign := sorted(names - set(label_space.classes))):
+        return []
+    what = f"names {foreign} aren't in the label space {label_space.name!r}: their pixels count as void"
+    return [Problem("class map", what)]
+
+
+def _size_line(sizes: Counter[Size]) -> str:
+    parts = [f"{height} x {width}: {count}" for (height, width), count in sizes.most_common(_LISTED_SIZES)]
+    if len(sizes) > _LISTED_SIZES:
+        parts.append(f"and {len(sizes) - _LISTED_SIZES} more sizes")
+    return f"sizes (height x width: images): {', '.join(parts) or 'none'}"
+
+
+def _class_table(report: ScanReport, label_space: LabelSpace) -> Table:
+    table = Table("id", "", "class", "pixels %", "", "images", box=None, pad_edge=False)
+    for column in (0, 3, 5):
+        table.columns[column].justify = "right"
+    shares = report.class_shares
+    largest = max(float(shares.max()), 1e-12)
+    for i, name in enumerate(label_space.classes):
+        red, green, blue = label_space.palette[i]
+        swatch = Text("■", style=f"rgb({red},{green},{blue})")
+        bar = Bar(largest, 0, float(shares[i]), width=_BAR_WIDTH)
+        style = None if report.class_images[i] else "dim"
+        table.add_row(
+            str(i), swatch, Text(name), f"{100 * shares[i]:.2f}", bar, str(report.class_images[i]), style=style
+        )
+    pixels = int(report.class_pixels.sum()) + report.void_pixels
+    table.add_row("", "", "void (of all pixels)", f"{100 * report.void_pixels / pixels:.2f}", "", "", style="italic")
+    return table
+
+
+def _print_by_file(title: str, problems: list[Problem], color: str, console: Console) -> None:
+    if not problems:
+        return
+    console.print(Text(f"{title}:", style=f"bold {color}"))
+    by_file: dict[str, list[str]] = {}
+    for problem in problems:
+        by_file.setdefault(problem.where, []).append(problem.what)
+    for where, found in by_file.items():
+        console.print(Text(f"  {where}", style=color), soft_wrap=True)
+        for what in found:
+            console.print(Text(f"    {what}"), soft_wrap=True)
+
+
+def _length_problem(dataset: SegmentationDataset, batch_size: int) -> list[str]:
+    if len(dataset) >= batch_size:
+        return []
+    images = _count(len(dataset), "image")
+    return [f"  - found {images}, expected at least one batch of {batch_size}. Add images or lower `batch_size`."]
+
+
+def _first_lines(problems: list[Problem]) -> list[str]:
+    lines = [f"  - {problem.where}: {problem.what}" for problem in problems[:_LISTED_BEFORE_TRAINING]]
+    if (more := len(problems) - _LISTED_BEFORE_TRAINING) > 0:
+        lines.append(f"  and {more} more; run `lightning-uda data check --config ...` for all.")
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

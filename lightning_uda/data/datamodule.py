@@ -1,0 +1,208 @@
+"""The data module: pairs labelled source images with unlabelled target images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_uda.data.check import require_usable
+from lightning_uda.data.datasets.base import DatasetError, SegmentationDataset
+from lightning_uda.data.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_space
+from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, Stream, collate
+from lightning_uda.data.transforms import EvalTransform, TrainTransform
+
+_STAGE_SETS = {"fit": ("source", "target", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class UDADataModule(LightningDataModule):
+    """Training batches of paired streams, and evaluation over labelled target images.
+
+    A training batch is `{"source": {"image", "mask"}, "target": {"image"}}`: images uint8 (B, 3, H, W) RGB, masks
+    uint8 (B, H, W) of train ids with 255 = void. Labels of the target set are never opened for training. An evaluation
+    batch is `{"image", "mask", "name"}`, a prediction batch `{"image", "name", "size"}`.
+
+    Args:
+        label_space: "cityscapes" (19 classes), "cityscapes16", "camvid", or the path of a YAML file with `classes`.
+            The CLI hands it on to the method and, as `num_classes`, to the network.
+        source: Labelled training images.
+        target: Training images of the other domain, used without labels; `None` for source-only training.
+        val: Labelled images scored during training and by `validate`.
+        test: Labelled images scored by `test`; `None` takes `val`.
+        predict: Images that `predict` runs on, labels not needed.
+        source_transform: Geometry of source images.
+        target_transform: Geometry of target images.
+        eval_transform: Geometry of evaluation images; prediction uses its `resize` too.
+        batch_size: Images of each stream in a batch, per process.
+        eval_batch_size: Images in an evaluation batch; more than 1 needs images of one size.
+        num_workers: Loader processes; changes speed only, never a batch.
+        seed: Key of all streams. The CLI links it to `seed_everything`.
+        check: Whether to look through the datasets before training: headers of all images, all label ids.
+    """
+
+    def __init__(
+        self,
+        label_space: str,
+        source: SegmentationDataset | None = None,
+        target: SegmentationDataset | None = None,
+        val: SegmentationDataset | None = None,
+        test: SegmentationDataset | None = None,
+        predict: SegmentationDataset | None = None,
+        source_transform: TrainTransform = TrainTransform(),
+        target_transform: TrainTransform = TrainTransform(),
+        eval_transform: EvalTransform = EvalTransform(),
+        batch_size: int = 2,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        seed: int = 0,
+        check: bool = True,
+    ) -> None:
+        super().__init__()
+        self.label_space = get_label_space(label_space)
+        self.source = source
+        self.target = target
+        self.val = val
+        self.test = test if test is not None else val
+        self.predict = predict
+        self.source_transform = source_transform
+        self.target_transform = target_transform
+        self.eval_transform = eval_transform
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.check = check
+
+    @property
+    def datasets(self) -> dict[str, SegmentationDataset]:
+        """The datasets that are set, by the name of their argument."""
+        sets = {name: getattr(self, name) for name in ("source", "target", "val", "test", "predict")}
+        return {name: dataset for name, dataset in sets.items() if dataset is not None}
+
+    def prepare_data(self) -> None:
+        """Looks through the datasets that the running stage needs.
+
+        Raises:
+            DatasetError: If one is missing or can't be used; the message lists every problem.
+        """
+        stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
+        names = _STAGE_SETS[stage]
+        if stage == "fit":
+            names = (*self._streams_wanted(), *(("val",) if self.val is not None else ()))
+        chosen = {name: self._require(name) for name in names}
+        if self.check:
+            require_usable(chosen, {name: self.batch_size for name in ("source", "target") if name in chosen})
+
+    def setup(self, stage: str) -> None:
+        """Checks that label spaces and datasets have classes in common."""
+        for name, dataset in self.datasets.items():
+            if name in ("source", "val", "test") and not dataset.has_labels:
+                raise DatasetError(f"data.{name} has no labels, which it needs. Give it a `labels` folder.")
+            if dataset.has_labels and (self._table(dataset) >= UNKNOWN_INDEX).all():
+                raise DatasetError(
+                    f"data.{name}: none of its classes {sorted({c for c in dataset.class_ids.values() if c})} is in "
+                    f"the label space {self.label_space.name!r} {list(self.label_space.classes)}."
+                )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Endless paired batches of the streams that the method declares, from the trainer's step on."""
+        trainer = self.trainer
+        streams = {name: self._stream(name) for name in self._streams_wanted()}
+        paired = PairedStreams(
+            streams,
+            self.batch_size,
+            first_batch=0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+        )
+        return DataLoader(paired, batch_size=None, num_workers=self.num_workers, pin_memory=self._pin_memory)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Every image of `val` once, in order; nothing if `val` isn't set."""
+        return [] if self.val is None else self._eval_dataloader(self.val)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every image of `test` once, in order."""
+        return self._eval_dataloader(self._require("test"))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every image of `predict` once, in order, with its own size."""
+        images = EvaluationImages(self._require("predict"), self.eval_transform, None)
+        return DataLoader(images, batch_size=1, num_workers=self.num_workers, collate_fn=collate_evaluation)
+
+    def _eval_dataloader(self, dataset: SegmentationDataset) -> DataLoader[Any]:
+        images = EvaluationImages(dataset, self.eval_transform, LabelReader(dataset, self._table(dataset)))
+        return DataLoader(
+            images,
+            batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate_evaluation,
+            pin_memory=self._pin_memory,
+        )
+
+    def _stream(self, name: str) -> Stream:
+        dataset = self._require(name)
+        reader = LabelReader(dataset, self._table(dataset)) if name == "source" else None
+        transform = self.source_transform if name == "source" else self.target_transform
+        return Stream(name, dataset, transform, self.seed, reader)
+
+    def _streams_wanted(self) -> Sequence[str]:
+        if self.trainer is None or self.trainer.lightning_module is None:
+            return [name for name in ("source", "target") if getattr(self, name) is not None]
+        return list(cast(Sequence[str], self.trainer.lightning_module.streams))
+
+    def _require(self, name: str) -> SegmentationDataset:
+        dataset: SegmentationDataset | None = getattr(self, name)
+        if dataset is None:
+            raise DatasetError(f"data.{name} isn't set, but this run needs it. Set it in the data config.")
+        return dataset
+
+    def _table(self, dataset: SegmentationDataset) -> Any:
+        unlisted = UNKNOWN_INDEX if dataset.strict_ids else IGNORE_INDEX
+        return self.label_space.lookup_table(dataset.class_ids, unlisted)
+
+    @property
+    def _pin_memory(self) -> bool:
+        return torch.cuda.is_available()
+
+
+class EvaluationImages(Dataset[dict[str, Any]]):
+    """Images in their order, for validation, test and prediction.
+
+    Args:
+        dataset: Where images come from.
+        transform: Geometry.
+        label_reader: Gives label maps; `None` where there are none.
+    """
+
+    def __init__(
+        self, dataset: SegmentationDataset, transform: EvalTransform, label_reader: LabelReader | None
+    ) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.label_reader = label_reader
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Image uint8 (3, H, W), mask uint8 (H', W') if labelled, name, and the file's (height, width)."""
+        image = self.dataset.load_image(index)
+        size = image.shape[:2]
+        mask = None if self.label_reader is None else self.label_reader(index)
+        image, mask = self.transform(image, mask)
+        item = {"image": np.ascontiguousarray(image.transpose(2, 0, 1)), "name": self.dataset.name(index), "size": size}
+        return item if mask is None else {**item, "mask": np.ascontiguousarray(mask)}
+
+
+def collate_evaluation(items: list[dict[str, Any]]) -> dict[str, Tensor | list[Any]]:
+    """Stacks evaluation items; `name` and `size` stay lists."""
+    arrays: list[Sample] = [{key: item[key] for key in ("image", "mask") if key in item} for item in items]
+    batch: Mapping[str, Tensor] = collate("evaluation", arrays)
+    return {**batch, "name": [item["name"] for item in items], "size": [item["size"] for item in items]}

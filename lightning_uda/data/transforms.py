@@ -1,0 +1,141 @@
+"""Geometry of images and label maps, run in the loader's workers; the only file that knows albumentations."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, cast
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from lightning_uda.data.label_spaces import IGNORE_INDEX
+
+Interpolation = Literal["bilinear", "bicubic"]
+UInt8 = npt.NDArray[np.uint8]
+
+
+def resize_image(image: UInt8, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> UInt8:
+    """Antialiased resizing as Pillow does it: bit-identical for bilinear halving, within two grey levels otherwise.
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: Height and width wanted.
+        interpolation: "bilinear" or "bicubic".
+
+    Returns:
+        uint8 (*size, 3).
+    """
+    if image.shape[:2] == size:
+        return image
+    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    resized = F.interpolate(batch, size=size, mode=interpolation, antialias=True, align_corners=False)
+    return cast(UInt8, resized.squeeze(0).permute(1, 2, 0).contiguous().numpy())
+
+
+def resize_label(label: UInt8, size: tuple[int, int]) -> UInt8:
+    """Nearest-neighbour resizing of a label map by picking rows and columns, as Pillow picks them.
+
+    Args:
+        label: uint8 (H, W).
+        size: Height and width wanted.
+
+    Returns:
+        uint8 (*size).
+    """
+    if label.shape == size:
+        return label
+    rows, columns = (_nearest(found, wanted) for found, wanted in zip(label.shape, size, strict=True))
+    return label[rows[:, None], columns]
+
+
+def _nearest(found: int, wanted: int) -> npt.NDArray[np.intp]:
+    """Pillow's choice for each wanted pixel; it adds up the step, and so do we, to round where it rounds."""
+    step = found / wanted
+    return np.cumsum([step / 2] + [step] * (wanted - 1)).astype(np.intp)
+
+
+class TrainTransform:
+    """Resize, random crop and random horizontal flip of a training image and its label map.
+
+    Args:
+        resize: Height and width before cropping; `None` keeps the size of the file.
+        interpolation: For the image: "bicubic" (DACS on GTA5) or "bilinear" (DACS on Cityscapes).
+        crop: Height and width of the random crop, offsets uniform with both ends included; `None` takes the whole
+            image. Images smaller than the crop are padded with black and void.
+        horizontal_flip: Probability of mirroring; 0 in DACS.
+    """
+
+    def __init__(
+        self,
+        resize: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bilinear",
+        crop: tuple[int, int] | None = None,
+        horizontal_flip: float = 0.0,
+    ) -> None:
+        if resize is not None and crop is not None and (crop[0] > resize[0] or crop[1] > resize[1]):
+            raise ValueError(
+                f"TrainTransform: found a crop of {crop[0]} x {crop[1]} from images resized to {resize[0]} x "
+                f"{resize[1]} (height x width); expected a crop that fits. Make `crop` smaller or `resize` larger."
+            )
+        self.resize = resize
+        self.interpolation: Interpolation = interpolation
+        steps: list[Any] = []
+        if crop is not None:
+            steps.append(A.RandomCrop(*crop, pad_if_needed=True, fill=0, fill_mask=IGNORE_INDEX))
+        if horizontal_flip:
+            steps.append(A.HorizontalFlip(p=horizontal_flip))
+        self.random = A.Compose(steps)
+
+    def __call__(self, image: UInt8, label: UInt8 | None, seed: int) -> tuple[UInt8, UInt8 | None]:
+        """Transforms one sample; the same seed draws the same crop and flip.
+
+        Args:
+            image: uint8 (H, W, 3).
+            label: uint8 (H', W'), which may differ in size if `resize` is set, or `None`.
+            seed: Non-negative 32-bit seed.
+
+        Returns:
+            The image, uint8 (h, w, 3), and the label map, uint8 (h, w), or `None`.
+        """
+        if self.resize is not None:
+            image = resize_image(image, self.resize, self.interpolation)
+            label = None if label is None else resize_label(label, self.resize)
+        self.random.set_random_seed(seed)
+        result = self.random(image=image) if label is None else self.random(image=image, mask=label)
+        return result["image"], result.get("mask")
+
+
+class EvalTransform:
+    """Deterministic resizing for validation, test and prediction.
+
+    Args:
+        resize: Height and width of the image given to the network; `None` keeps the size of the file.
+        interpolation: "bilinear" or "bicubic".
+        labels: "native" scores on label maps as they are in the file; "resized" brings them to `resize` (nearest),
+            which is what DACS's tables do.
+    """
+
+    def __init__(
+        self,
+        resize: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bilinear",
+        labels: Literal["native", "resized"] = "native",
+    ) -> None:
+        if labels == "resized" and resize is None:
+            raise ValueError('EvalTransform: labels="resized" needs `resize`, the height and width to bring them to.')
+        self.resize = resize
+        self.interpolation: Interpolation = interpolation
+        self.labels = labels
+
+    def __call__(self, image: UInt8, label: UInt8 | None) -> tuple[UInt8, UInt8 | None]:
+        """Image uint8 (h, w, 3) and label map uint8 (h', w') or `None`, of one sample."""
+        if self.resize is not None:
+            image = resize_image(image, self.resize, self.interpolation)
+            if label is not None and self.labels == "resized":
+                label = resize_label(label, self.resize)
+        return image, label

@@ -1,0 +1,45 @@
+"""Intersection over union from one confusion matrix (DACS spec, section 9).
+
+Every figure the package reports (IoU of a class, mean over all classes, mean over a subset) derives from the same
+matrix, summed over all images of an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def iou_per_class(confusion: Tensor) -> Tensor:
+    """Intersection over union of each class: M_cc / (row_c + column_c - M_cc).
+
+    Args:
+        confusion: (C, C) pixel counts; rows are ground truth, columns predictions. Void pixels are not in it.
+
+    Returns:
+        float64 (C,) in [0, 1]; NaN for a class in neither ground truth nor predictions.
+
+    Raises:
+        ValueError: If `confusion` is not square.
+    """
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise ValueError(f"Found a confusion matrix of shape {tuple(confusion.shape)}; expected (C, C).")
+    confusion = confusion.to("cpu", torch.float64)
+    intersection = confusion.diagonal()
+    union = confusion.sum(dim=0) + confusion.sum(dim=1) - intersection
+    return intersection / union
+
+
+def mean_iou(iou: Tensor, indices: Sequence[int] | None = None) -> Tensor:
+    """Mean over the classes that occur.
+
+    Args:
+        iou: (C,) as `iou_per_class` gives it.
+        indices: Train ids to average over; all classes if `None`.
+
+    Returns:
+        Scalar of `iou`'s dtype; NaN if none of the classes occurs.
+    """
+    return (iou if indices is None else iou[list(indices)]).nanmean()

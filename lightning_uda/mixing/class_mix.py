@@ -1,0 +1,87 @@
+"""ClassMix: paste the pixels of half of an image's classes onto another (Olsson et al., WACV 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_uda.data.label_spaces import IGNORE_INDEX
+
+_NUM_VALUES = 256
+
+
+def class_presence(mask: Tensor, *, include_ignore: bool = True) -> Tensor:
+    """Which label values each image holds.
+
+    Args:
+        mask: Label maps, int64 (N, H, W) of values in 0-255.
+        include_ignore: Whether void (255) counts as one ordinary value.
+
+    Returns:
+        bool (N, 256); column = label value.
+    """
+    presence = torch.zeros(mask.shape[0], _NUM_VALUES, dtype=torch.bool, device=mask.device)
+    presence.scatter_(1, mask.flatten(1), True)
+    if not include_ignore:
+        presence[:, IGNORE_INDEX] = False
+    return presence
+
+
+def choose_half(presence: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Chooses half of the present values of each image, uniformly, without replacement; an odd number rounds up.
+
+    Args:
+        presence: bool (N, V), as `class_presence` gives it.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        bool (N, V); ceil(n / 2) chosen values in a row with n present ones, none in a row without any.
+    """
+    scores = torch.rand(presence.shape, generator=generator).to(presence.device)
+    order = scores.masked_fill_(~presence, -1.0).argsort(dim=1, descending=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(presence.shape[1], device=order.device).expand_as(order)
+    )
+    return rank < (presence.sum(1, keepdim=True) + 1) // 2
+
+
+def paste_mask_of(mask: Tensor, chosen: Tensor) -> Tensor:
+    """Pixels whose label is among the chosen values.
+
+    Args:
+        mask: Label maps, int64 (N, H, W) of values in 0-255.
+        chosen: bool (N, 256).
+
+    Returns:
+        bool (N, H, W).
+    """
+    return chosen.gather(1, mask.flatten(1)).view_as(mask)
+
+
+def class_mix(mask: Tensor, generator: torch.Generator | None = None, *, include_ignore: bool = True) -> Tensor:
+    """Paste mask of half of each image's classes (DACS, Algorithm 1, line "randomly select half of the classes").
+
+    Args:
+        mask: Label maps, int64 (N, H, W) of values in 0-255.
+        generator: Source of randomness, on the CPU.
+        include_ignore: Whether void may be chosen, as in the published program; without it an image that holds
+            nothing but void gives an empty mask.
+
+    Returns:
+        bool (N, H, W); true where the image is to be pasted.
+    """
+    return paste_mask_of(mask, choose_half(class_presence(mask, include_ignore=include_ignore), generator))
+
+
+def paste(foreground: Tensor, background: Tensor, paste_mask: Tensor) -> Tensor:
+    """Takes `foreground` on the mask and `background` elsewhere.
+
+    Args:
+        foreground: Images (N, C, H, W) or maps (N, H, W).
+        background: As `foreground`.
+        paste_mask: bool (N, H, W).
+
+    Returns:
+        The mix, of the same shape.
+    """
+    return torch.where(paste_mask if foreground.ndim == 3 else paste_mask.unsqueeze(1), foreground, background)

@@ -1,0 +1,223 @@
+"""Reads weights from files of several origins and copies them into a module, refusing files that don't fit."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Entry = Literal["student", "teacher"]
+
+_CONTAINERS: Mapping[Entry, tuple[str, ...]] = {
+    "student": ("model", "state_dict"),
+    "teacher": ("ema_model", "state_dict"),
+}
+_FAMILIES = (
+    ("layer5.conv2d_list.", "a Caffe-style DeepLab-v2 (CaffeDeepLabV2 takes its own size of it)"),
+    ("classifier.conv2d_list.", "a DeepLabV2 of this package; its `backbone` has to be the same"),
+    ("decode_head.", "an MMSegmentation model, which no network of this module takes"),
+    ("fc.weight", 'a torchvision or timm ResNet, which DeepLabV2 takes (backbone="resnet50", ...)'),
+)
+_log = logging.getLogger(__name__)
+
+
+class WeightsError(RuntimeError):
+    """A file of weights can't be used; the message names the file, what it holds and the fix."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file of weights gave to a module.
+
+    Parameters and running statistics count; `num_batches_tracked` is copied, but doesn't count.
+
+    Attributes:
+        loaded: Names that were copied.
+        missing: Names of the module that the file doesn't hold.
+        mismatched: Names whose shape differs, with both shapes.
+        share: Loaded share of the tensors that aren't optional, 0-1.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    share: float
+
+    def __str__(self) -> str:
+        """One line: how many tensors were loaded, and a few names of those that weren't."""
+        total = len(self.loaded) + len(self.missing) + len(self.mismatched)
+        text = f"loaded {len(self.loaded)} of {total} tensors"
+        if self.missing:
+            text += f"; not in the file: {_few(self.missing)}"
+        if self.mismatched:
+            text += f"; other shape: {_few(self.mismatched)}"
+        return text
+
+
+def read_weights(path: str | Path, entry: Entry = "student") -> dict[str, Tensor]:
+    """Reads one network's tensors from a file, without running any code that the file may hold.
+
+    Understands flat state dicts; training checkpoints of the DACS family, whose `model` is the student and
+    `ema_model` the teacher (DACS spec, section 6); and Lightning checkpoints, whose `state_dict` names begin with
+    `student.` and `teacher.`. A file that holds one network only gives it as the student.
+
+    Args:
+        path: A file written by `torch.save`.
+        entry: Which network to take from a file that holds several.
+
+    Returns:
+        Tensors by name, on the CPU, without the `student.` or `teacher.` prefix.
+
+    Raises:
+        WeightsError: If the file is missing, unreadable, needs code to unpickle, or doesn't hold that network.
+    """
+    content = _torch_load(Path(path))
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: found a {type(content).__name__}, expected a state dict (names to tensors).")
+    container = next((key for key in _CONTAINERS[entry] if isinstance(content.get(key), Mapping)), None)
+    found = content if container is None else content[container]
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    chosen = _without_prefix(tensors, f"{entry}.")
+    if entry == "teacher" and container != "ema_model" and not chosen:
+        raise WeightsError(
+            f"{path}: found no teacher; expected an `ema_model` entry or names that begin with 'teacher.'. "
+            "A file of one network is read with entry='student'."
+        )
+    if not tensors:
+        raise WeightsError(f"{path}: found no tensors (its keys: {_few([str(key) for key in content])}).")
+    return chosen or tensors
+
+
+def copy_weights(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str | Path,
+    min_share: float,
+    optional_prefixes: Sequence[str] = (),
+    prefix: str = "",
+) -> LoadReport:
+    """Copies every tensor whose name exists in the module with an equal shape (DACS spec, section 6).
+
+    Names are compared as they are, without one leading component (`Scale.`, `module.`), or behind `prefix`: whichever
+    way most of them match. Nothing is copied unless enough of them fit.
+
+    Args:
+        module: Receives the tensors, cast to its own dtype and device.
+        tensors: As `read_weights` returns them.
+        source: Where they come from; used in messages.
+        min_share: Share (0-1) of the module's parameters and running statistics that have to be loaded.
+        optional_prefixes: Names that begin so are copied where they fit, but don't enter the share: the classifier,
+            whose number of classes may differ.
+        prefix: What a file of weights of a part of the module (its backbone) lacks in front of its names.
+
+    Returns:
+        What was copied and what wasn't.
+
+    Raises:
+        WeightsError: If less than `min_share` fits; the module is then unchanged.
+    """
+    wanted = module.state_dict()
+    aligned = _align(tensors, wanted, prefix)
+    report = _compare(aligned, wanted, tuple(optional_prefixes))
+    if report.share < min_share:
+        raise WeightsError(
+            f"{source}: {report}. That is {report.share:.0%} of what {type(module).__name__} needs, expected at least "
+            f"{min_share:.0%}. {_describe(tensors)} Give weights of this architecture and size."
+        )
+    module.load_state_dict(
+        {name: aligned[name] for name in wanted if name in aligned and aligned[name].shape == wanted[name].shape},
+        strict=False,
+    )
+    _log.info("%s: %s.", source, report)
+    return report
+
+
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    min_share: float,
+    optional_prefixes: Sequence[str] = (),
+    entry: Entry = "student",
+) -> LoadReport:
+    """Reads a file with `read_weights` and copies it with `copy_weights`.
+
+    Args:
+        module: Receives the tensors.
+        path: A file written by `torch.save`.
+        min_share: Share (0-1) of the module's parameters and running statistics that have to be loaded.
+        optional_prefixes: Names that begin so are copied where they fit, but don't enter the share.
+        entry: Which network to take from a file that holds several.
+
+    Returns:
+        What was copied and what wasn't.
+
+    Raises:
+        WeightsError: If the file can't be read or too little of it fits.
+    """
+    return copy_weights(
+        module, read_weights(path, entry), source=path, min_share=min_share, optional_prefixes=optional_prefixes
+    )
+
+
+def _torch_load(path: Path) -> Any:
+    if not path.is_file():
+        raise WeightsError(f"{path}: found no such file, expected a file of weights written by torch.save.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        needs = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it needs the code of {needs[1]}" if needs else str(error).strip().split("\n")[0]
+        raise WeightsError(
+            f"{path}: can't be read safely ({type(error).__name__}: {reason}). Expected a file written by torch.save "
+            "that holds tensors, numbers and strings only. If it is whole and you trust it, save its state dict alone "
+            "where it was made."
+        ) from error
+
+
+def _align(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    heads = dict.fromkeys(name.split(".", 1)[0] + "." for name in tensors)
+    candidates = [
+        tensors,
+        *(_without_prefix(tensors, head) for head in heads),
+        {prefix + name: tensor for name, tensor in tensors.items()},
+    ]
+    return max(candidates, key=lambda candidate: len(candidate.keys() & wanted.keys()))
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _compare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], optional: tuple[str, ...]) -> LoadReport:
+    counted = {name: tensor.shape for name, tensor in wanted.items() if not name.endswith("num_batches_tracked")}
+    missing = tuple(name for name in counted if name not in tensors)
+    differing = tuple(name for name, shape in counted.items() if name in tensors and tensors[name].shape != shape)
+    loaded = tuple(name for name in counted if name not in {*missing, *differing})
+    required = sum(not name.startswith(optional) for name in counted)
+    return LoadReport(
+        loaded=loaded,
+        missing=missing,
+        mismatched=tuple(
+            f"{name} (file {tuple(tensors[name].shape)}, network {tuple(counted[name])})" for name in differing
+        ),
+        share=sum(not name.startswith(optional) for name in loaded) / max(required, 1),
+    )
+
+
+def _describe(tensors: Mapping[str, Tensor]) -> str:
+    family = next((text for part, text in _FAMILIES if any(part in name for name in tensors)), None)
+    looks = f" and looks like {family}" if family else ""
+    return f"The file holds {len(tensors)} tensors ({_few(tuple(tensors))}){looks}."
+
+
+def _few(names: Sequence[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,100 @@
+"""Pseudo-labels of a teacher and the pixel weights that its confidence gives (DACS spec, sections 1 and 7)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uda.losses.cross_entropy import upsample
+
+WeightScope = Literal["target_pixels", "whole_image"]
+
+
+def pseudo_label(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Most probable class of every pixel and its probability; logits are upsampled before the softmax.
+
+    Args:
+        logits: Teacher logits (N, C, h, w).
+        size: Height and width of the image.
+
+    Returns:
+        Labels, int64 (N, *size) in 0..C-1 (never void), and confidence, float32 (N, *size) in (0, 1].
+    """
+    confidence, labels = upsample(logits.float(), size).softmax(dim=1).max(dim=1)
+    return labels, confidence
+
+
+class PixelWeighting(ABC):
+    """How much each pixel of a mixed image counts in its loss."""
+
+    @abstractmethod
+    def __call__(self, confidence: Tensor, paste_mask: Tensor) -> Tensor:
+        """Weights of a mixed batch.
+
+        Args:
+            confidence: Teacher confidence on the clean target images, float (N, H, W).
+            paste_mask: bool (N, H, W); true where the pixel comes from the source image.
+
+        Returns:
+            float (N, H, W).
+        """
+
+
+class ConfidenceWeighting(PixelWeighting):
+    """Base of the weightings that count pixels whose confidence reaches a threshold.
+
+    Args:
+        threshold: Confidence that counts, 0-1; 0.968 in the published program, unnamed in the paper.
+        scope: "target_pixels": pasted source pixels weigh 1 (the published program). "whole_image": they are scaled
+            like all others (as the paper writes the loss); early in training that removes most ground truth.
+    """
+
+    def __init__(self, threshold: float = 0.968, scope: WeightScope = "target_pixels") -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold: found {threshold}, expected a confidence in [0, 1].")
+        self.threshold = threshold
+        self.scope = scope
+
+    @abstractmethod
+    def share(self, confident: Tensor) -> Tensor:
+        """Target weight, broadcastable to (N, H, W), of the float map (N, H, W) that is 1 at confident pixels."""
+
+    def __call__(self, confidence: Tensor, paste_mask: Tensor) -> Tensor:
+        """Weights float (N, H, W): the target weight, and 1 on pasted pixels if the scope says so."""
+        weights = self.share((confidence >= self.threshold).to(confidence.dtype)).expand_as(confidence)
+        return weights.masked_fill(paste_mask, 1.0) if self.scope == "target_pixels" else weights
+
+
+class BatchConfidence(ConfidenceWeighting):
+    """lambda = share of confident pixels in the whole batch (the published program, "threshold_uniform")."""
+
+    def share(self, confident: Tensor) -> Tensor:
+        """One weight for the batch, shape (1, 1, 1)."""
+        return confident.mean(dim=(0, 1, 2), keepdim=True)
+
+
+class ImageConfidence(ConfidenceWeighting):
+    """lambda = share of confident pixels in each image (as the paper puts it)."""
+
+    def share(self, confident: Tensor) -> Tensor:
+        """One weight for each image, shape (N, 1, 1)."""
+        return confident.mean(dim=(1, 2), keepdim=True)
+
+
+class PixelConfidence(ConfidenceWeighting):
+    """1 at confident pixels, 0 elsewhere (the published program's option "threshold")."""
+
+    def share(self, confident: Tensor) -> Tensor:
+        """One weight for each pixel, shape (N, H, W)."""
+        return confident
+
+
+class UniformWeights(PixelWeighting):
+    """All pixels weigh 1."""
+
+    def __call__(self, confidence: Tensor, paste_mask: Tensor) -> Tensor:
+        """Ones, float (N, H, W)."""
+        return torch.ones_like(confidence)

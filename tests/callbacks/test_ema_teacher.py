@@ -1,0 +1,110 @@
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from lightning_uda.callbacks.ema_teacher import EMATeacher
+from lightning_uda.methods import DACS, SourceOnly
+from tests.fixtures.tiny import tiny_data, tiny_network
+
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def linear(weight, bias):
+    layer = nn.Linear(4, 3)
+    layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
+    return layer
+
+
+def test_updates_are_the_reference(golden):
+    g = golden("dacs_ema_update")
+    ema = EMATeacher(decay=g["alpha_max"].item())
+    teacher = linear(g["teacher_weight_init"], g["teacher_bias_init"])
+    for i, iteration in enumerate(g["iteration"].tolist()):
+        ema.updates = iteration
+        assert ema.alpha(iteration) == pytest.approx(g["alpha_used"][i].item(), abs=1e-12)
+        ema.update(linear(g["student_weight"][i], g["student_bias"][i]), teacher)
+        assert torch.allclose(teacher.weight, g["teacher_weight"][i], rtol=0, atol=1e-6)
+        assert torch.allclose(teacher.bias, g["teacher_bias"][i], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("policy", "mean", "count"), [("own", 0.0, 0), ("copy", 4.0, 3), ("average", 1.0, 3)])
+def test_buffer_policies(policy, mean, count):
+    student, teacher = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    student.running_mean.fill_(4.0)
+    student.num_batches_tracked.fill_(3)
+    EMATeacher(decay=0.75, warmup=False, buffers=policy).update(student, teacher)
+    assert teacher.running_mean.tolist() == [mean, mean]
+    assert teacher.num_batches_tracked.item() == count
+
+
+def test_without_warm_up_the_decay_holds_from_the_start():
+    assert EMATeacher(decay=0.9, warmup=False).alpha(0) == 0.9
+    assert [EMATeacher(decay=0.9).alpha(i) for i in (0, 1, 100)] == [0, 0.5, 0.9]
+
+
+@pytest.mark.parametrize(("accumulate", "updates"), [(1, 6), (3, 6)])
+def test_one_update_for_each_optimiser_step(accumulate, updates):
+    ema = EMATeacher()
+    trainer = Trainer(max_steps=6, accumulate_grad_batches=accumulate, callbacks=[ema], **QUIET)
+    trainer.fit(DACS(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+    assert trainer.global_step == 6
+    assert ema.updates == updates
+
+
+def test_under_accumulation_the_teacher_follows_steps_not_batches():
+    class Recorder(EMATeacher):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            super().on_train_batch_end(trainer, pl_module, *args)
+            self.history.append([p.clone() for p in pl_module.teacher.parameters()])
+
+    ema = Recorder(decay=0.5)
+    ema.history = []
+    module = DACS(tiny_network(), "camvid")
+    ema.history.append([p.clone() for p in module.teacher.parameters()])
+    Trainer(max_steps=2, accumulate_grad_batches=2, callbacks=[ema], **QUIET).fit(
+        module, datamodule=tiny_data(val=None)
+    )
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(*pair, strict=True))
+        for pair in zip(ema.history, ema.history[1:], strict=False)
+    ]
+    assert moved == [False, True, False, True]
+
+
+def test_the_method_brings_the_callback_and_the_trainer_may_replace_it():
+    for given in ([], [EMATeacher(decay=0.5)]):
+        trainer = Trainer(max_steps=1, callbacks=list(given), **QUIET)
+        trainer.fit(DACS(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+        found = [c for c in trainer.callbacks if isinstance(c, EMATeacher)]
+        assert len(found) == 1
+        assert found[0].decay == (0.5 if given else 0.99)
+
+
+def test_teacher_is_frozen_saved_and_shares_nothing_with_the_student():
+    module = DACS(tiny_network(), "camvid")
+    pointers = [{t.data_ptr() for t in part.state_dict().values()} for part in (module.student, module.teacher)]
+    assert pointers[0].isdisjoint(pointers[1])
+    assert not any(p.requires_grad for p in module.teacher.parameters())
+    assert {n.removeprefix("teacher.") for n in module.state_dict() if n.startswith("teacher.")} == set(
+        module.student.state_dict()
+    )
+    Trainer(max_steps=2, **QUIET).fit(module, datamodule=tiny_data(val=None))
+    assert all(p.grad is None for p in module.teacher.parameters())
+
+
+def test_a_method_without_teacher_or_with_a_shared_one_is_refused():
+    trainer = Trainer(max_steps=1, callbacks=[EMATeacher()], **QUIET)
+    with pytest.raises(TypeError, match="needs a method with a student and a teacher, found SourceOnly"):
+        trainer.fit(SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+    module = DACS(tiny_network(), "camvid")
+    module.teacher = copy.copy(module.student)
+    with pytest.raises(ValueError, match="share storage"):
+        Trainer(max_steps=1, **QUIET).fit(module, datamodule=tiny_data(val=None))
+
+
+def test_a_decay_that_is_no_share_is_refused():
+    with pytest.raises(ValueError, match=r"found decay=1\.5"):
+        EMATeacher(decay=1.5)

@@ -1,0 +1,32 @@
+import os
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Golden:
+    """Arrays of one reference file, as tensors."""
+
+    def __init__(self, name: str):
+        self.arrays = np.load(GOLDEN / f"{name}.npz")
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[key])
+
+    def numpy(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+
+@pytest.fixture
+def golden():
+    return Golden

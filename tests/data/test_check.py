@@ -1,0 +1,157 @@
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from lightning_uda.data.check import print_report, require_usable, scan
+from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.datasets.camvid import CamVid
+from lightning_uda.data.datasets.folder import FolderDataset
+from lightning_uda.data.label_spaces import CAMVID, LabelSpace
+from tests.fixtures.make_folder_dataset import CLASS_MAP, make_bad, make_good, make_unlabelled
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "camvid"
+SPACE = LabelSpace("small", ("sky", "road", "car"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+
+
+class TwoImages(SegmentationDataset):
+    """In memory, so without files; its second label is broken, its reader gives a problem of its own."""
+
+    def __init__(self):
+        self.class_ids = {0: "road", 1: "sky"}
+
+    def __len__(self):
+        return 2
+
+    def name(self, index):
+        return f"city_{index}"
+
+    def load_image(self, index):
+        return np.full((2, 4, 3), (10, 20, 30), np.uint8)[:, ::-1]
+
+    def load_label(self, index):
+        if index:
+            raise KeyError("lost")
+        return np.array([[0, 0, 1, 5], [0, 0, 0, 255]], np.uint8)
+
+    def check(self):
+        return [Problem("city", "no licence file")]
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad")
+    make_bad(root)
+    return FolderDataset(str(root), class_map=CLASS_MAP)
+
+
+def printed(report, width=200):
+    console = Console(file=io.StringIO(), width=width)
+    print_report("target", report, SPACE, console)
+    return console.file.getvalue()
+
+
+def test_statistics_of_a_good_set(tmp_path):
+    expected = make_good(tmp_path)
+    report = scan(FolderDataset(str(tmp_path)), SPACE, workers=2, progress=False)
+    labels = [label for _, label in expected.values()]
+    raw_ids = (2, 0, 3)  # of sky, road, car
+    assert report.images == report.readable_images == report.readable_labels == len(expected)
+    assert report.sizes == Counter(label.shape for label in labels)
+    assert report.class_pixels.tolist() == [sum(int((label == i).sum()) for label in labels) for i in raw_ids]
+    assert report.class_images.tolist() == [sum(bool((label == i).any()) for label in labels) for i in raw_ids]
+    assert report.class_pixels.sum() + report.void_pixels == sum(label.size for label in labels)
+    assert report.class_shares.sum() == pytest.approx(1)
+    assert report.problems == []
+    assert report.warnings == [
+        Problem("class map", "names ['building'] aren't in the label space 'small': their pixels count as void")
+    ]
+
+
+def test_a_dataset_without_files_is_scanned_too():
+    report = scan(TwoImages(), SPACE, progress=False)
+    assert report.class_pixels.tolist() == [1, 5, 0]
+    assert report.class_images.tolist() == [1, 1, 0]
+    assert report.void_pixels == 2
+    np.testing.assert_allclose(report.mean_rgb, (10, 20, 30))
+    assert report.problems == [Problem("city_1 (label)", "KeyError: 'lost'"), Problem("city", "no licence file")]
+
+
+def test_scan_finds_every_problem_once_and_never_stops(bad):
+    report = scan(bad, SPACE, progress=False)
+    found = Counter(Path(problem.where).stem for problem in report.problems)
+    assert found.pop("two_faults") == 2
+    assert found == Counter(
+        "wrong_size wrong_ids rgb_label deep_ids cut_label jpeg_label empty_image text_image cut_png cut_jpeg "
+        "cut_jpeg_with_thumbnail turned_tiff".split()
+    )
+    assert (report.images, report.readable_images, report.readable_labels) == (15, 8, 11)
+    assert [Path(warning.where).stem for warning in report.warnings[1:]] == ["all_void"]
+
+
+def test_report_of_a_good_set_shows_sizes_shares_and_no_problems(tmp_path):
+    make_unlabelled(tmp_path)
+    (tmp_path / "labels").mkdir()
+    for i in range(3):
+        label = np.zeros((8, 12), np.uint8)
+        label[:2] = 1 if i else 255
+        Image.fromarray(label).save(tmp_path / "labels" / f"frame_{i}.png")
+    report = scan(FolderDataset(str(tmp_path), class_map={0: "road", 1: "sky"}), SPACE, progress=False)
+    lines = printed(report).splitlines()
+    rows = {line.split()[2]: line.split() for line in lines if line.split()[0] in ("0", "1", "2")}
+    assert "3 images (3 readable), 3 label maps" in lines
+    assert "sizes (height x width: images): 8 x 12: 3" in lines
+    assert (rows["sky"][3], rows["sky"][-1]) == ("18.18", "2")  # 48 of 264
+    assert (rows["road"][3], rows["road"][-1]) == ("81.82", "3")
+    assert (rows["car"][3], rows["car"][-1]) == ("0.00", "0")
+    assert rows["road"][4] == "█" * 24
+    assert any("void" in line and line.split()[-1] == "8.33" for line in lines)
+    assert lines[-1] == "no problems found"
+
+
+def test_report_lists_every_problem_under_its_file(bad):
+    report = scan(bad, SPACE, progress=False)
+    lines = printed(report, width=60).splitlines()
+    for problem in report.problems:
+        assert f"    {problem.what}" in lines[lines.index(f"  {problem.where}", lines.index("problems:")) :]
+    assert lines[-1] == "14 problems in 14 files"
+
+
+def test_report_of_an_unlabelled_set_has_no_table(tmp_path):
+    make_unlabelled(tmp_path)
+    text = printed(scan(FolderDataset(str(tmp_path), labels=None), SPACE, progress=False))
+    assert "3 images (3 readable), no labels" in text
+    assert "pixels %" not in text
+
+
+def test_require_usable_passes_good_sets(tmp_path):
+    make_good(tmp_path)
+    dataset = FolderDataset(str(tmp_path))
+    require_usable({"source": dataset, "val": dataset}, {"source": 2})
+
+
+def test_require_usable_lists_all_sets_in_one_error(bad, tmp_path):
+    make_unlabelled(tmp_path)
+    target = FolderDataset(str(tmp_path), labels=None)
+    with pytest.raises(DatasetError) as caught:
+        require_usable({"source": bad, "target": target, "val": target}, {"source": 2, "target": 4})
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "data.source (15 images):"
+    assert sum(str(bad.root) in line for line in lines) == 10
+    assert lines[12] == "  and 4 more; run `lightning-uda data check --config ...` for all."
+    assert lines[13] == "data.target (3 images):"
+    assert lines[14].startswith("  - found 3 images, expected at least one batch of 4.")
+    assert len(lines) == 15
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real CamVid isn't here")
+def test_real_camvid_has_the_published_class_shares():
+    report = scan(CamVid(str(REAL), "val"), CAMVID, progress=False)
+    published = (9.3, 26.4, 0.6, 29.5, 8.9, 16.6, 0.9, 3.1, 1.8, 0.7, 2.3)
+    np.testing.assert_allclose(100 * report.class_shares, published, atol=0.051)
+    assert report.sizes == Counter({(360, 480): 101})
+    assert report.problems == report.warnings == []

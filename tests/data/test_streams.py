@@ -1,0 +1,101 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_uda.data.datasets.base import DatasetError
+from lightning_uda.data.label_spaces import CAMVID, CAMVID_IDS, UNKNOWN_INDEX
+from lightning_uda.data.streams import LabelReader, PairedStreams, Stream, collate
+from lightning_uda.data.transforms import TrainTransform
+from tests.fixtures.tiny import TinyDataset
+
+TABLE = CAMVID.lookup_table(CAMVID_IDS)
+
+
+def streams(seed=0):
+    source, target = TinyDataset(seed=1), TinyDataset(length=7, seed=2, has_labels=False)
+    transform = TrainTransform(crop=(16, 16), horizontal_flip=0.5)
+    return {
+        "source": Stream("source", source, transform, seed, LabelReader(source, TABLE)),
+        "target": Stream("target", target, transform, seed, None),
+    }
+
+
+def batches(count, workers=0, **kwargs):
+    loader = DataLoader(PairedStreams(streams(), 2, **kwargs), batch_size=None, num_workers=workers)
+    return list(islice(loader, count))
+
+
+def same(first, second):
+    return all(
+        torch.equal(a[stream][key], b[stream][key])
+        for a, b in zip(first, second, strict=True)
+        for stream in a
+        for key in a[stream]
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(workers):
+    assert same(batches(12), batches(12, workers))
+
+
+def test_a_resumed_stream_goes_on_where_it_stopped():
+    assert same(batches(12)[5:], batches(7, first_batch=5))
+
+
+def test_two_ranks_share_out_the_positions_of_one():
+    ranks = [PairedStreams(streams(), 2, rank=rank, world_size=2) for rank in range(2)]
+    seen = [[p for number in range(10) for p in rank.positions(number)] for rank in ranks]
+    assert sorted(seen[0] + seen[1]) == list(range(40))
+    one = PairedStreams(streams(), 4)
+    joined = torch.cat([rank.batch(3)["source"]["image"] for rank in ranks])
+    assert torch.equal(joined, one.batch(3)["source"]["image"])
+
+
+def test_every_pass_shows_every_image_once_in_an_order_of_its_own():
+    stream = streams()["source"]
+    passes = [[stream.index(10 * number + i) for i in range(10)] for number in range(20)]
+    assert all(sorted(order) == list(range(10)) for order in passes)
+    assert len({tuple(order) for order in passes}) == 20
+
+
+def test_streams_and_seeds_differ_over_the_same_dataset():
+    dataset, transform = TinyDataset(), TrainTransform()
+    orders = [
+        tuple(Stream(name, dataset, transform, seed, None).index(i) for i in range(10))
+        for name, seed in (("source", 0), ("template", 0), ("source", 1))
+    ]
+    assert len(set(orders)) == 3
+
+
+def test_samples_of_one_image_at_two_positions_are_cropped_differently():
+    stream = streams()["source"]
+    positions = [p for p in range(200) if stream.index(p) == stream.index(0)]
+    crops = {stream.sample(p)["image"].tobytes() for p in positions}
+    assert len(crops) > 10
+
+
+def test_target_labels_are_never_opened_and_never_in_a_batch():
+    for batch in batches(5):
+        assert set(batch) == {"source", "target"}
+        assert set(batch["source"]) == {"image", "mask"}
+        assert set(batch["target"]) == {"image"}
+        assert batch["source"]["image"].dtype == batch["source"]["mask"].dtype == torch.uint8
+        assert batch["target"]["image"].shape == (2, 3, 16, 16)
+
+
+def test_an_unlisted_id_is_an_error_that_names_the_image():
+    dataset = TinyDataset()
+    dataset.class_ids, dataset.strict_ids = {0: "Sky", 255: None}, True
+    reader = LabelReader(dataset, CAMVID.lookup_table(dataset.class_ids, UNKNOWN_INDEX))
+    with pytest.raises(DatasetError, match=r"Label of 'tiny_0_0' holds ids \[1, 2\].*not in the class map"):
+        reader(0)
+
+
+def test_images_of_different_sizes_are_an_error_that_says_what_to_do():
+    samples = [{"image": np.zeros((3, 4, size), np.uint8)} for size in (5, 6)]
+    with pytest.raises(DatasetError, match=r"target batch differ in size .*4 x 5, 4 x 6\. Set `resize` or `crop`"):
+        collate("target", samples)

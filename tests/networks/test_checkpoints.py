@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_uda.networks import WeightsError, load_weights, read_weights
+
+
+def tiny_module(seed: int = 0, classes: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    module = nn.Sequential()
+    module.add_module("conv1", nn.Conv2d(3, 4, 1, bias=False))
+    module.add_module("bn1", nn.BatchNorm2d(4))
+    module.add_module("layer5", nn.Conv2d(4, classes, 1))
+    nn.init.normal_(module.bn1.running_mean)  # type: ignore[union-attr, arg-type]
+    return module
+
+
+def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def file_forms(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Any]:
+    both = prefixed(student, "student.") | prefixed(teacher, "teacher.")
+    return {
+        "flat": student,
+        "scale": prefixed(student, "Scale."),
+        "parallel": prefixed(student, "module."),
+        "published": {"iteration": 5, "optimizer": {"state": {}}, "config": {}, "model": student, "ema_model": teacher},
+        "lightning": {"state_dict": both | {"metric.count": torch.zeros(1)}, "global_step": 5},
+        "compiled": {"state_dict": prefixed(student, "student._orig_mod.")},
+        "state_dict": {"state_dict": student},
+    }
+
+
+STUDENT = tiny_module(1).state_dict()
+TEACHER = tiny_module(2).state_dict()
+FORMS = file_forms(dict(STUDENT), dict(TEACHER))
+
+
+def save(content: Any, folder: Path, **kwargs: Any) -> Path:
+    torch.save(content, folder / "weights.pth", **kwargs)
+    return folder / "weights.pth"
+
+
+def assert_equal_states(module: nn.Module, expected: Mapping[str, Tensor]) -> None:
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("new_format", [True, False])
+def test_every_file_form_loads(tmp_path, form, new_format):
+    path = save(FORMS[form], tmp_path, _use_new_zipfile_serialization=new_format)
+    module = tiny_module()
+
+    report = load_weights(module, path, min_share=1.0)
+
+    assert_equal_states(module, STUDENT)
+    assert str(report) == "loaded 7 of 7 tensors"
+    assert report.share == 1.0
+
+
+@pytest.mark.parametrize("form", ["published", "lightning"])
+def test_teacher_is_taken_on_request(tmp_path, form):
+    module = tiny_module()
+
+    load_weights(module, save(FORMS[form], tmp_path), min_share=1.0, entry="teacher")
+
+    assert_equal_states(module, TEACHER)
+
+
+@pytest.mark.parametrize("form", ["flat", "state_dict", "compiled"])
+def test_file_of_one_network_has_no_teacher(tmp_path, form):
+    path = save(FORMS[form], tmp_path)
+
+    with pytest.raises(WeightsError, match=r"weights\.pth: found no teacher; expected.*entry='student'"):
+        read_weights(path, entry="teacher")
+
+
+def test_classifier_of_other_size_is_skipped_and_reported(tmp_path, caplog):
+    path = save(dict(tiny_module(1, classes=21).state_dict()), tmp_path)
+    module = tiny_module()
+    classifier = module.layer5.weight.clone()  # type: ignore[union-attr, operator]
+
+    with caplog.at_level(logging.INFO, logger="lightning_uda"):
+        report = load_weights(module, path, min_share=1.0, optional_prefixes=("layer5.",))
+
+    assert torch.equal(module.layer5.weight, classifier)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(module.conv1.weight, STUDENT["conv1.weight"])  # type: ignore[union-attr, arg-type]
+    assert report.loaded == ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var")
+    assert report.missing == ()
+    assert report.share == 1.0
+    assert "weights.pth: loaded 5 of 7 tensors; other shape: layer5.weight (file (21, 4, 1, 1)" in caplog.text
+
+
+def test_optional_tensors_are_copied_where_they_fit(tmp_path):
+    module = tiny_module()
+
+    load_weights(module, save(dict(STUDENT), tmp_path), min_share=1.0, optional_prefixes=("layer5.",))
+
+    assert_equal_states(module, STUDENT)
+
+
+def test_counters_do_not_enter_the_share(tmp_path):
+    without = {name: tensor for name, tensor in STUDENT.items() if "num_batches" not in name}
+
+    report = load_weights(tiny_module(), save(without, tmp_path), min_share=1.0)
+
+    assert len(report.loaded) == 7
+
+
+def test_too_little_is_refused_and_changes_nothing(tmp_path):
+    path = save({"conv1.weight": torch.zeros(4, 3, 1, 1), "bn1.weight": torch.zeros(9)}, tmp_path)
+    module = tiny_module()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    with pytest.raises(WeightsError) as raised:
+        load_weights(module, path, min_share=0.9)
+
+    assert_equal_states(module, before)
+    assert str(raised.value) == (
+        f"{path}: loaded 1 of 7 tensors; not in the file: bn1.bias, bn1.running_mean, bn1.running_var and 2 more; "
+        "other shape: bn1.weight (file (9,), network (4,)). That is 14% of what Sequential needs, expected at least "
+        "90%. The file holds 2 tensors (conv1.weight, bn1.weight). Give weights of this architecture and size."
+    )
+
+
+def test_share_is_a_threshold(tmp_path):
+    path = save({name: STUDENT[name] for name in ("conv1.weight", "bn1.weight", "bn1.bias")}, tmp_path)
+
+    with pytest.raises(WeightsError, match="43%"):
+        load_weights(tiny_module(), path, min_share=0.5)
+    assert load_weights(tiny_module(), path, min_share=3 / 7).share == pytest.approx(3 / 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("fc.weight", "a torchvision or timm ResNet"),
+        ("layer5.conv2d_list.0.bias", "a Caffe-style DeepLab-v2"),
+        ("decode_head.conv_seg.weight", "an MMSegmentation model"),
+    ],
+)
+def test_message_names_the_family_of_the_file(tmp_path, name, family):
+    path = save({name: torch.zeros(1)}, tmp_path)
+
+    with pytest.raises(WeightsError, match=f"looks like {family}"):
+        load_weights(tiny_module(), path, min_share=0.9)
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+def test_pickled_code_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = save({"conv1.weight": torch.zeros(1), "extra": RunsCode()}, tmp_path)
+
+    with pytest.raises(WeightsError, match=r"weights\.pth: can't be read safely .*needs the code of \w+\.mkdir\)"):
+        read_weights(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere\.pth: found no such file, expected a file of weights"):
+        read_weights(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+def test_unreadable_file(tmp_path, content):
+    (tmp_path / "weights.pth").write_bytes(content)
+
+    with pytest.raises(WeightsError, match=r"weights\.pth: can't be read safely.*Expected a file written by torch"):
+        read_weights(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(2), "found a Tensor, expected a state dict"),
+        ({"iteration": 3, "config": {}}, r"found no tensors \(its keys: iteration, config\)"),
+    ],
+)
+def test_file_without_weights(tmp_path, content, message):
+    with pytest.raises(WeightsError, match=message):
+        read_weights(save(content, tmp_path))

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from lightning_uda.pseudo_labels import (
+    BatchConfidence,
+    ImageConfidence,
+    PixelConfidence,
+    UniformWeights,
+    pseudo_label,
+)
+
+
+def test_pseudo_labels_are_the_reference(golden):
+    g = golden("dacs_mixed_loss")
+    labels, confidence = pseudo_label(g["teacher_logits"], (12, 12))
+    assert torch.equal(labels, g["pseudo_label"])
+    assert torch.allclose(confidence, g["max_prob"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "mode"),
+    [(BatchConfidence, "uniform"), (PixelConfidence, "threshold"), (lambda _: UniformWeights(), "none")],
+)
+def test_pixel_weights_are_the_reference(golden, weighting, mode):
+    g = golden("dacs_mixed_loss")
+    weights = weighting(g["threshold"].item())(g["max_prob"], g["mask"].bool())
+    assert torch.allclose(weights, g[f"weight_{mode}"], rtol=1e-5)
+
+
+def test_weight_per_image_is_the_reference(golden):
+    g = golden("dacs_mixed_loss")
+    weights = ImageConfidence(g["threshold"].item())(g["max_prob"], g["mask"].bool())
+    for image in range(2):
+        outside = weights[image][g["mask"][image] == 0]
+        assert torch.allclose(outside, g["lambda_per_image"][image].float(), rtol=1e-5)
+        assert (weights[image][g["mask"][image] == 1] == 1).all()
+
+
+def test_scope_whole_image_scales_pasted_pixels_too(golden):
+    g = golden("dacs_mixed_loss")
+    weights = BatchConfidence(g["threshold"].item(), "whole_image")(g["max_prob"], g["mask"].bool())
+    assert torch.allclose(weights, g["lambda_batch"].float().expand_as(weights), rtol=1e-5)
+
+
+def test_a_threshold_that_is_no_probability_is_refused():
+    with pytest.raises(ValueError, match=r"found 96\.8, expected a confidence in \[0, 1\]"):
+        BatchConfidence(96.8)

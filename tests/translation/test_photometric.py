@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+
+from lightning_uda.translation import ColorJitter, GaussianBlur, RandomApply, StrongAugmentation
+from lightning_uda.translation.photometric import JitterParameters, blur_kernel_size, color_jitter, gaussian_blur
+
+
+@pytest.mark.parametrize(("unit", "turns"), [("turns", 1.0), ("radians", 1 / (2 * math.pi))])
+def test_color_jitter_is_the_reference(golden, unit, turns):
+    g = golden("dacs_color_jitter")
+    mean = g["bgr_mean"].view(3, 1, 1)
+    image = ((g["input"] + mean) / 255).expand(3, -1, -1, -1)
+    factors = (g["brightness"], g["contrast"], g["saturation"], g["hue"] * turns)
+    jittered = color_jitter(image, JitterParameters(*(f.float() for f in factors), g["order"])) * 255 - mean
+    error = (jittered - g[f"out_hue_{unit}"]).abs().amax(1)
+    assert error[g[f"artefact_mask_{unit}"] == 0].max() < 2e-3
+
+
+def test_images_of_a_batch_are_jittered_as_they_would_be_alone():
+    image = torch.rand(6, 3, 8, 9)
+    drawn = ColorJitter().draw(6, torch.Generator().manual_seed(1))
+    together = color_jitter(image, drawn)
+    for i in range(6):
+        alone = JitterParameters(*(getattr(drawn, f)[i : i + 1] for f in JitterParameters.__dataclass_fields__))
+        assert torch.allclose(color_jitter(image[i : i + 1], alone)[0], together[i], atol=1e-6)
+
+
+def test_saturated_and_grey_pixels_survive_a_neutral_jitter():
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, 1.0])] * 3).T.reshape(1, 3, 3, 9)
+    one, zero = torch.ones(1), torch.zeros(1)
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        neutral = JitterParameters(one, one, one, zero, torch.tensor([order]))
+        assert torch.allclose(color_jitter(corners, neutral), corners, atol=1e-6)
+
+
+def test_drawn_factors_cover_their_ranges():
+    drawn = ColorJitter(hue_unit="radians").draw(4000, torch.Generator().manual_seed(0))
+    for factor, center, width in ((drawn.brightness, 1, 0.25), (drawn.hue, 0, 0.25 / (2 * math.pi))):
+        assert factor.min().item() == pytest.approx(center - width, abs=0.01)
+        assert factor.max().item() == pytest.approx(center + width, abs=0.01)
+    assert len({tuple(order) for order in drawn.order.tolist()}) == 24
+
+
+def test_blur_is_the_reference(golden):
+    g = golden("dacs_gaussian_blur")
+    sigma = g["sigma"].float()
+    blurred = gaussian_blur(g["input"].expand(4, -1, -1, -1), sigma, sigma.max().item())
+    assert (blurred - g["output"]).abs().max() < 1e-3
+    assert [blur_kernel_size(int(n)) for n in g["size"]] == g["kernel_for_size"].tolist()
+    assert [blur_kernel_size(n) for n in g["input"].shape[1:]] == g["kernel_hw"].tolist()
+
+
+def test_gates_are_shared_by_the_batch_and_met_as_often_as_asked():
+    image = torch.rand(2, 3, 8, 8)
+    gated = RandomApply(ColorJitter(), p=0.8)
+    changed = [
+        (gated(image, torch.Generator().manual_seed(seed)) != image).flatten(1).any(1).tolist() for seed in range(300)
+    ]
+    assert all(first == second for first, second in changed)
+    assert sum(first for first, _ in changed) / 300 == pytest.approx(0.8, abs=0.07)
+
+
+def test_strong_augmentation_keeps_range_and_shape_and_may_lack_stages():
+    image = torch.rand(2, 3, 64, 96)
+    result = StrongAugmentation(jitter_p=1, blur_p=1)(image, torch.Generator().manual_seed(0))
+    assert result.shape == image.shape
+    assert 0 <= result.min() < result.max() <= 1
+    assert torch.equal(StrongAugmentation(jitter=None, blur=None)(image, torch.Generator()), image)
+
+
+def test_wrong_ranges_are_refused():
+    with pytest.raises(ValueError, match="expected 0 < lower <= upper"):
+        GaussianBlur((1.0, 0.5))
+    with pytest.raises(ValueError, match="expected half-widths"):
+        ColorJitter(contrast=1.5)
+    with pytest.raises(ValueError, match="expected a probability"):
+        RandomApply(GaussianBlur(), p=5)
