@@ -1,6 +1,53 @@
 PYTHON ?= python3
 BIN := .venv/bin
+READY := .venv/.ready
+DEMO := runs/demo
+SEEDS ?= 0 1 2
 
-.PHONY: help
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: help demo test test-slow lint format type bench table clean
+
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## Train source-only and DACS on the embedded benchmark and show the report (about 8 minutes)
+	@$(BIN)/lightning-uda fit --config configs/demo/source_only.yaml
+	@$(BIN)/lightning-uda fit --config configs/demo/dacs.yaml
+	@$(BIN)/lightning-uda report $(DEMO)/source_only $(DEMO)/dacs --output $(DEMO)/report.html
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## Run the tests that train for minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## Bring the code into style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(READY)  ## Check types
+	$(BIN)/mypy
+
+bench: $(READY)  ## Run the benchmarks
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+table: $(READY)  ## MiniCity: source-only, DACS and oracle over the seeds $(SEEDS), with mean and deviation
+	@for seed in $(SEEDS); do for row in source_only dacs oracle; do \
+	  $(BIN)/lightning-uda fit --config configs/experiment/minicity/$$row.yaml --seed_everything $$seed \
+	    --name minicity/seed_$$seed/$$row || exit 1; done; done
+	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity/seed_$(seed))
+
+clean:  ## Remove caches and the virtual environment, not the runs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -39,7 +40,9 @@ More commands:
 
 _QUIET = (
     "The '.*_dataloader' does not have many workers",
+    "LightningCLI's args parameter is intended",
     "Total length of `list` across ranks is zero",  # no validation set
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the streams start at the trainer's step
     ".*isinstance.treespec, LeafSpec.*",
     "Experiment logs directory .* exists and is not empty",
 )
@@ -90,6 +93,14 @@ class UDACLI(LightningCLI):
             callbacks.append(IoUTable())
         return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, **kwargs)
 
+    def validate(self, **kwargs: Any) -> None:
+        """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""
+        self.trainer.validate(**{**kwargs, "verbose": False})
+
+    def test(self, **kwargs: Any) -> None:
+        """Runs the test; see `validate`."""
+        self.trainer.test(**{**kwargs, "verbose": False})
+
 
 class DataCheckCLI(UDACLI):
     """Parses a whole experiment config, but makes its data module only."""
@@ -109,6 +120,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     for message in _QUIET:
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
     try:
         if arguments[:2] == ["data", "check"]:
             sys.exit(check_data(arguments[2:]))
@@ -130,7 +142,11 @@ def run_trainer(arguments: list[str]) -> UDACLI:
         save_config_callback=SaveConfig,
         trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
         seed_everything_default=0,
-        parser_kwargs={"prog": "lightning-uda", "epilog": _EPILOG},
+        parser_kwargs={
+            "prog": "lightning-uda",
+            "epilog": _EPILOG,
+            **{name: {"usage": f"lightning-uda {name} --config FILE [options]"} for name in UDACLI.subcommands()},
+        },
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=arguments,
@@ -151,7 +167,7 @@ def check_data(arguments: list[str]) -> int:
         UDAModule,
         UDADataModule,
         seed_everything_default=0,
-        parser_kwargs={"prog": "lightning-uda data check"},
+        parser_kwargs={"usage": "lightning-uda data check --config FILE [options]"},
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=arguments,
@@ -181,5 +197,7 @@ def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
 
 
-def _readable(error: Exception) -> str:
+def _readable(error: BaseException) -> str:
+    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
+        error = error.__cause__  # the parser's account of a constructor's error, which itself says what is wrong
     return f"error: {error}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"

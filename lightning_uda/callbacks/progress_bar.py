@@ -74,7 +74,8 @@ class StepProgressBar(ProgressBar):
         step = trainer.global_step
         if self._progress is not None and self._train_task is not None:
             self._progress.update(self._train_task, completed=step)
-            if step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and step % every == 0:
                 self._read_metrics(trainer)
         elif self._plain is not None and self._plain.is_due(step):
             self._plain.print_line(step, trainer.progress_bar_metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
-from lightning_uda.data.datasets.folder import file_problem, size_mismatch, unlisted_ids
+from lightning_uda.data.datasets.files import file_problem, size_mismatch, unlisted_ids
 from lightning_uda.data.label_spaces import IGNORE_INDEX, LabelSpace
 
 _LISTED_BEFORE_TRAINING = 10
@@ -127,22 +127,26 @@ def print_report(name: str, report: ScanReport, label_space: LabelSpace, console
     console.print(Text(verdict, style="bold red" if files else "bold green"))
 
 
-def require_usable(datasets: Mapping[str, SegmentationDataset], batch_size: Mapping[str, int]) -> None:
+def require_usable(
+    datasets: Mapping[str, SegmentationDataset], batch_size: Mapping[str, int], unlabelled: Collection[str] = ()
+) -> None:
     """Runs the checks of all datasets and compares their lengths with the batch sizes, before training.
 
     Args:
         datasets: Datasets by the names that messages give them.
         batch_size: Images of each dataset in a batch; a dataset not named here needs one image.
+        unlabelled: Names of the datasets that are used without their labels, which are then not opened.
 
     Raises:
         DatasetError: If anything is wrong: one message with the problems of all datasets.
     """
-    checked: dict[int, list[Problem]] = {}
+    checked: dict[tuple[int, bool], list[Problem]] = {}
     sections = []
     for name, dataset in datasets.items():
-        if id(dataset) not in checked:
-            checked[id(dataset)] = dataset.check()
-        lines = [*_length_problem(dataset, batch_size.get(name, 1)), *_first_lines(checked[id(dataset)])]
+        key = (id(dataset), name not in unlabelled)
+        if key not in checked:
+            checked[key] = dataset.check(labels=key[1])
+        lines = [*_length_problem(dataset, batch_size.get(name, 1)), *_first_lines(checked[key])]
         if lines:
             sections.append("\n".join([f"data.{name} ({_count(len(dataset), 'image')}):", *lines]))
     if sections:
@@ -150,14 +154,13 @@ def require_usable(datasets: Mapping[str, SegmentationDataset], batch_size: Mapp
 
 
 def _scan_pair(dataset: SegmentationDataset, index: int) -> _Scanned:
-    image_file, label_file = _file(dataset, index, "image"), _file(dataset, index, "label")
-    found = _Scanned(label_file)
+    found = _Scanned(dataset.label_file(index) if dataset.has_labels else "")
     try:
         image = dataset.load_image(index)
         found.size = (image.shape[0], image.shape[1])
         found.mean_rgb = np.asarray(cv2.mean(np.ascontiguousarray(image))[:3])
     except Exception as error:  # whatever a reader raises is a finding
-        found.problems.append(file_problem(image_file, error))
+        found.problems.append(file_problem(dataset.image_file(index), error))
     if dataset.has_labels:
         _scan_label(dataset, index, found)
     return found
@@ -174,14 +177,6 @@ def _scan_label(dataset: SegmentationDataset, index: int, found: _Scanned) -> No
     if dataset.strict_ids:
         wrong.append(unlisted_ids(found.raw_counts, dataset.class_ids))
     found.problems += [Problem(found.label_file, what) for what in wrong if what]
-
-
-def _file(dataset: SegmentationDataset, index: int, kind: str) -> str:
-    """File of an image or label, by the dataset's `image_path` or `label_path` if it has one, else the image's name."""
-    path = getattr(dataset, f"{kind}_path", None)
-    if path is None or (kind == "label" and not dataset.has_labels):
-        return f"{dataset.name(index)} ({kind})"
-    return str(path(index))
 
 
 def _summarize(dataset: SegmentationDataset, label_space: LabelSpace, scanned: list[_Scanned]) -> ScanReport:

@@ -96,7 +96,8 @@ class UDADataModule(LightningDataModule):
             names = (*self._streams_wanted(), *(("val",) if self.val is not None else ()))
         chosen = {name: self._require(name) for name in names}
         if self.check:
-            require_usable(chosen, {name: self.batch_size for name in ("source", "target") if name in chosen})
+            batch_size: dict[str, int] = {name: self.batch_size for name in ("source", "target") if name in chosen}
+            require_usable(chosen, batch_size, unlabelled=("target", "predict"))
 
     def setup(self, stage: str) -> None:
         """Checks that label spaces and datasets have classes in common."""

@@ -38,7 +38,7 @@ class TwoImages(SegmentationDataset):
             raise KeyError("lost")
         return np.array([[0, 0, 1, 5], [0, 0, 0, 255]], np.uint8)
 
-    def check(self):
+    def check(self, labels=True):
         return [Problem("city", "no licence file")]
 
 

@@ -91,7 +91,9 @@ def test_validation_gives_the_mean_iou_of_all_images(tmp_path):
 
 
 def test_class_counts_must_agree():
-    with pytest.raises(ValueError, match=r"network has 11 classes, the label space 'cityscapes' has 19.*num_classes=19"):
+    with pytest.raises(
+        ValueError, match=r"network has 11 classes, the label space 'cityscapes' has 19.*num_classes=19"
+    ):
         SourceOnly(tiny_network(), "cityscapes")
 
 

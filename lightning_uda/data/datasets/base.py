@@ -59,8 +59,19 @@ class SegmentationDataset(ABC):
     def load_label(self, index: int) -> npt.NDArray[np.uint8]:
         """Label map of image `index` as uint8 (H, W) of raw ids."""
 
-    def check(self) -> list[Problem]:
+    def image_file(self, index: int) -> str:
+        """How messages call the file of image `index`."""
+        return f"{self.name(index)} (image)"
+
+    def label_file(self, index: int) -> str:
+        """How messages call the file of the label map of image `index`."""
+        return f"{self.name(index)} (label)"
+
+    def check(self, labels: bool = True) -> list[Problem]:
         """Looks for problems that would stop or spoil a run, without decoding every image.
+
+        Args:
+            labels: Whether to look at labels too; off for a set that is used without them.
 
         Returns:
             One entry per problem; empty if the set can be used.

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lightning_uda.data.datasets.minicity import MiniCity
+from lightning_uda.data.datasets.minicity.photography import photograph
+from lightning_uda.data.datasets.minicity.style import TARGET, Photography
 from lightning_uda.data.label_spaces import CITYSCAPES_CLASSES, IGNORE_INDEX
 
 STYLES = ("source", "target")
@@ -140,6 +142,14 @@ def test_styles_differ_in_colour_and_sharpness():
     saturation = {s: np.ptp(stack, axis=-1).mean() for s, stack in images.items()}
     assert saturation["source"] > 1.5 * saturation["target"]
     assert images["source"].std() > images["target"].std()
+
+
+def test_neutral_photography_keeps_the_drawing_and_the_targets_does_not():
+    dataset = MiniCity(size=SMALL)
+    drawing, label = dataset.load_image(0), dataset.load_label(0)
+    assert np.array_equal(photograph(drawing, label, Photography(), np.random.default_rng(0)), drawing)
+    picture = photograph(drawing, label, TARGET.photography, np.random.default_rng(0))
+    assert np.abs(picture.astype(float) - drawing).mean() > 5
 
 
 def test_names_are_unique():

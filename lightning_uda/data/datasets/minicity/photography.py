@@ -54,6 +54,7 @@ def photograph(
     picture = np.clip(light, 0, 255).astype(np.uint8)
     if photography.jpeg_quality is not None:
         quality = int(rng.integers(photography.jpeg_quality[0], photography.jpeg_quality[1] + 1))
+        # RGB goes in and comes out as if it were BGR: the round trip keeps the order.
         _, code = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
         picture = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), dtype=np.uint8)
     return picture

@@ -1,0 +1,96 @@
+from itertools import islice
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_uda.data.datasets.base import DatasetError, Problem
+from lightning_uda.data.transforms import EvalTransform
+from lightning_uda.methods import DACS, SourceOnly
+from tests.fixtures.tiny import TinyDataset, tiny_data, tiny_network
+
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+class BrokenDataset(TinyDataset):
+    def check(self, labels=True):
+        return [Problem("street.png", "the file is cut off. Copy it again.")]
+
+
+def test_training_batches_hold_what_the_method_declares():
+    seen = []
+
+    class Seen(SourceOnly):
+        def training_step(self, batch, batch_idx):
+            seen.append(set(batch))
+            return super().training_step(batch, batch_idx)
+
+    Trainer(max_steps=1, **QUIET).fit(Seen(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+    assert seen == [{"source"}]
+    assert set(next(iter(tiny_data().train_dataloader()))) == {"source", "target"}
+
+
+def test_workers_don_not_change_the_batches_of_the_data_module():
+    runs = [list(islice(tiny_data(num_workers=n).train_dataloader(), 6)) for n in (0, 1, 3)]
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
+            assert torch.equal(a["source"]["image"], b["source"]["image"])
+            assert torch.equal(a["source"]["mask"], b["source"]["mask"])
+            assert torch.equal(a["target"]["image"], b["target"]["image"])
+
+
+def test_a_labelled_target_set_is_used_without_its_labels():
+    class Sealed(TinyDataset):
+        def load_label(self, index):
+            raise AssertionError("a target label was opened")
+
+        def check(self, labels=True):
+            assert not labels
+            return []
+
+    data = tiny_data(target=Sealed(length=7, seed=2))
+    Trainer(max_steps=4, **QUIET).fit(DACS(tiny_network(), "camvid"), datamodule=data)
+
+
+def test_evaluation_batches_come_in_order_with_names_and_native_masks():
+    data = tiny_data(eval_transform=EvalTransform(resize=(12, 16)))
+    batches = list(data.val_dataloader())
+    assert [batch["name"][0] for batch in batches] == ["tiny_3_0", "tiny_3_1", "tiny_3_2"]
+    assert batches[0]["image"].shape == (1, 3, 12, 16)
+    assert batches[0]["mask"].shape == (1, 24, 32)
+    resized = tiny_data(eval_transform=EvalTransform(resize=(12, 16), labels="resized"))
+    assert next(iter(resized.val_dataloader()))["mask"].shape == (1, 12, 16)
+    assert list(next(iter(tiny_data(predict=TinyDataset()).predict_dataloader()))) == ["image", "name", "size"]
+
+
+def test_problems_of_all_sets_stop_the_run_in_one_message():
+    data = tiny_data(source=BrokenDataset(), target=TinyDataset(length=1))
+    with pytest.raises(DatasetError) as error:
+        Trainer(max_steps=1, **QUIET).fit(DACS(tiny_network(), "camvid"), datamodule=data)
+    message = str(error.value)
+    assert "data.source (10 images):\n  - street.png: the file is cut off. Copy it again." in message
+    assert "data.target (1 image):\n  - found 1 image, expected at least one batch of 2" in message
+
+
+def test_checking_can_be_left_out():
+    data = tiny_data(source=BrokenDataset(), check=False)
+    Trainer(max_steps=1, **QUIET).fit(SourceOnly(tiny_network(), "camvid"), datamodule=data)
+
+
+def test_sets_without_labels_or_without_common_classes_are_refused():
+    with pytest.raises(DatasetError, match=r"data\.source has no labels, which it needs"):
+        tiny_data(source=TinyDataset(has_labels=False)).setup("fit")
+    foreign = TinyDataset()
+    foreign.class_ids = {0: "mountain", 1: None}
+    with pytest.raises(DatasetError, match=r"data\.val: none of its classes \['mountain'\] is in the label space"):
+        tiny_data(val=foreign).setup("fit")
+
+
+def test_a_stage_without_its_dataset_is_refused():
+    data = tiny_data(val=None)
+    with pytest.raises(DatasetError, match=r"data\.predict isn't set"):
+        Trainer(logger=False, **{k: v for k, v in QUIET.items() if k != "logger"}).predict(
+            SourceOnly(tiny_network(), "camvid"), datamodule=data
+        )
+    with pytest.raises(DatasetError, match=r"data\.val isn't set"):
+        Trainer(**QUIET).validate(SourceOnly(tiny_network(), "camvid"), datamodule=data)

@@ -1,0 +1,191 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lightning_uda.cli import main, run_trainer
+from tests.fixtures.tiny import TinyDataset
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A two-step DACS run on tiny data, as a config file; the test works in its folder."""
+    monkeypatch.chdir(tmp_path)
+    dataset = {"class_path": "tests.fixtures.tiny.TinyDataset"}
+    content = {
+        "name": "tiny",
+        "seed_everything": 4,
+        "data": {
+            "class_path": "UDADataModule",
+            "init_args": {
+                "label_space": "camvid",
+                "source": dataset,
+                "target": dataset,
+                "val": dataset,
+                "num_workers": 0,
+            },
+        },
+        "model": {
+            "class_path": "DACS",
+            "init_args": {"network": {"class_path": "tests.fixtures.tiny.TinyNetwork"}},
+        },
+        "trainer": {
+            "max_steps": 2,
+            "val_check_interval": 2,
+            "check_val_every_n_epoch": None,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def error_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    return str(error.value.code) + capsys.readouterr().err
+
+
+def weights(folder):
+    (checkpoint,) = Path(folder).glob("checkpoints/*.ckpt")
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def test_a_run_keeps_config_metrics_and_checkpoint_and_can_be_replayed(config, tmp_path):
+    main(["fit", "--config", config])
+    first = tmp_path / "runs/tiny/version_0"
+    assert {"config.yaml", "metrics.csv", "iou.csv", "checkpoints"} <= {path.name for path in first.iterdir()}
+    before = (first / "metrics.csv").read_text()
+
+    main(["fit", "--config", str(first / "config.yaml")])
+    second = tmp_path / "runs/tiny/version_1"
+    assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
+    assert (first / "metrics.csv").read_text() == before
+
+
+def test_classes_label_space_and_seed_are_said_once(config):
+    cli = run_trainer(["fit", "--config", config])
+    assert cli.model.label_space == cli.datamodule.label_space
+    assert cli.model.student.num_classes == 11
+    assert cli.model.seed == cli.datamodule.seed == 4
+
+
+def test_validate_and_test_score_a_checkpoint(config, tmp_path, capsys):
+    main(["fit", "--config", config])
+    (checkpoint,) = tmp_path.glob("runs/tiny/version_0/checkpoints/*.ckpt")
+    for command in ("validate", "test"):
+        main([command, "--config", config, "--ckpt_path", str(checkpoint)])
+        assert "mIoU" in capsys.readouterr().out
+
+
+def test_predict_writes_labels_and_colours(config, tmp_path):
+    images = tmp_path / "photos/images"
+    images.mkdir(parents=True)
+    for name, size in (("a", (20, 36)), ("b", (28, 24))):
+        cv2.imwrite(str(images / f"{name}.png"), np.full((*size, 3), 90, np.uint8))
+    main(["fit", "--config", config])
+    (checkpoint,) = tmp_path.glob("runs/tiny/version_0/checkpoints/*.ckpt")
+    arguments = ["predict", "--config", config, "--ckpt_path", str(checkpoint), "--data.predict", "FolderDataset"]
+    arguments += ["--data.predict.root", str(tmp_path / "photos"), "--data.predict.labels=null"]
+    arguments += ["--trainer.callbacks", "PredictionWriter", "--trainer.callbacks.output_dir", "out"]
+    main(arguments)
+    assert cv2.imread(str(tmp_path / "out/id/a.png"), cv2.IMREAD_UNCHANGED).shape == (20, 36)
+    assert cv2.imread(str(tmp_path / "out/color/b.png")).shape == (28, 24, 3)
+
+
+def test_loggers_come_on_top_of_the_csv_files(config, tmp_path):
+    main(["fit", "--config", config, "--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "tb"])
+    assert (tmp_path / "runs/tiny/version_0/metrics.csv").exists()
+    assert list((tmp_path / "tb").rglob("events*"))
+
+
+def test_wandb_runs_offline(config, tmp_path):
+    arguments = ["--trainer.logger", "WandbLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    main(["fit", "--config", config, *arguments, "--trainer.logger.offline", "true"])
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+    assert (tmp_path / "runs/tiny/version_0/metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.treshold", "0.5"], "treshold"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data.label_space", "citiscapes"], "Unknown label space 'citiscapes': expected one of"),
+        (["--model", "DAX"], "DAX"),
+        (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+        (["--data.batch_size", "30"], "found 10 images, expected at least one batch of 30"),
+        (["--data.val", "FolderDataset", "--data.val.root", "nowhere"], "nowhere: dataset folder not found"),
+        (["--data.source_transform", '{"resize": [8, 8], "crop": [16, 16]}'], "found a crop of 16 x 16"),
+        (["--model.network", "DeepLabV2", "--model.network.backbone", "resnet19"], "resnet19"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_message_before_training(config, capsys, tmp_path, arguments, message):
+    text = error_of(capsys, "fit", "--config", config, *arguments)
+    assert message in text
+    assert "Traceback" not in text
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_checkpoint_of_other_classes_is_refused(config, capsys, tmp_path):
+    main(["fit", "--config", config])
+    (checkpoint,) = tmp_path.glob("runs/tiny/version_0/checkpoints/*.ckpt")
+    arguments = ["fit", "--config", config, "--data.label_space", "cityscapes", "--ckpt_path", str(checkpoint)]
+    for name in ("source", "target", "val"):
+        arguments += [f"--data.{name}", "MiniCity", f"--data.{name}.size", "[32, 64]"]
+    assert "The checkpoint was trained on 11 classes" in error_of(capsys, *arguments)
+
+
+def write_folder(root, labels):
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.json").write_text(json.dumps({"ids": {"0": "Sky", "1": "Road"}, "ignore": 255}))
+    for i, label in enumerate(labels):
+        cv2.imwrite(str(root / f"images/{i}.png"), TinyDataset().load_image(i))
+        cv2.imwrite(str(root / f"labels/{i}.png"), np.full((24, 32), label, np.uint8))
+
+
+def test_data_check_lists_counts_and_every_problem(config, capsys, tmp_path):
+    write_folder(tmp_path / "good", [0, 1, 255])
+    write_folder(tmp_path / "bad", [0, 7, 9])
+    for root, status in (("good", 0), ("bad", 1)):
+        folder = ["--data.source", "FolderDataset", "--data.source.root", str(tmp_path / root)]
+        with pytest.raises(SystemExit) as end:
+            main(["data", "check", "--config", config, *folder])
+        assert end.value.code == status
+        out = capsys.readouterr().out
+        assert "3 images" in out
+        if status:
+            assert "found ids [7]" in out
+            assert "found ids [9]" in out
+        else:
+            assert "no problems found" in out
+
+
+def test_help_documents_the_arguments_of_a_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "DACS"])
+    out = capsys.readouterr().out
+    for argument in ("pixel_weighting", "augmentation", "include_ignore", "network", "schedule"):
+        assert f"--model.{argument}" in out
+    assert "Weights of the mixed image's pixels" in " ".join(out.split())
+
+
+def test_module_and_script_are_the_same_program():
+    script = [str(Path(sys.executable).with_name("lightning-uda"))]
+    for command in (script, [sys.executable, "-m", "lightning_uda"]):
+        result = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+        for word in ("fit", "validate", "test", "predict", "data check", "report"):
+            assert word in result.stdout

@@ -1,0 +1,62 @@
+"""Every shipped config parses and trains one step."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lightning_uda.cli import run_trainer
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+EXPERIMENTS = sorted(CONFIGS.glob("experiment/*/*.yaml")) + sorted(CONFIGS.glob("demo/*.yaml"))
+FAST = ["--trainer.fast_dev_run", "1", "--data.num_workers", "0", "--data.batch_size", "2"]
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """A folder laid out like CamVid, with its list files beside it."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / "camvid" / folder).mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        cv2.imwrite(str(tmp_path / "camvid/images" / f"{name}.jpg"), rng.integers(0, 256, (48, 64, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / "camvid/labels" / f"{name}.png"), rng.integers(0, 11, (48, 64), np.uint8))
+    (tmp_path / "camvid_day2dusk").mkdir()
+    for split in ("source_train", "target_train"):
+        (tmp_path / "camvid_day2dusk" / f"{split}.txt").write_text("a\nb\nc\n")
+    return str(tmp_path / "camvid")
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_experiment_runs_a_step(config, camvid, tmp_path, monkeypatch):
+    arguments = ["fit", "--config", str(config), *FAST]
+    if "camvid" in str(config):
+        for name in ("source", "target", "val"):
+            arguments += [f"--data.{name}.root", camvid]
+    monkeypatch.chdir(tmp_path)
+    cli = run_trainer(arguments)
+    assert cli.trainer.global_step == 1
+    assert cli.model.label_space.num_classes == cli.model.student.num_classes
+
+
+@pytest.mark.parametrize("method", sorted((CONFIGS / "method").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("network", sorted((CONFIGS / "network").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("schedule", sorted((CONFIGS / "schedule").glob("*.yaml")), ids=lambda path: path.stem)
+def test_axes_compose(method, network, schedule, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", "--data", str(CONFIGS / "data/minicity.yaml"), "--model", str(method)]
+    arguments += ["--model.network", str(network), "--trainer", str(schedule), *FAST]
+    for name in ("source", "target", "val"):
+        arguments += [f"--data.{name}.size", "[32, 64]"]
+    small = ["--model.network.blocks", "[1,1,1,1]", "--model.network.planes", "[4,4,4,4]"]
+    cli = run_trainer(arguments + (small if "resnet101" in network.stem else []))
+    assert cli.trainer.global_step == 1
+
+
+def test_every_config_is_reached_by_a_test():
+    folders = {path.parent.name for path in CONFIGS.rglob("*.yaml")} - {path.parent.name for path in EXPERIMENTS}
+    assert folders == {"data", "network", "method", "schedule"}
+    data = {path.name for path in (CONFIGS / "data").glob("*.yaml")}
+    used = {line.split("/")[-1] for path in EXPERIMENTS for line in path.read_text().split() if "/data/" in line}
+    assert data == used
