@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -121,7 +122,13 @@ class UDADataModule(LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
         )
-        return DataLoader(paired, batch_size=None, num_workers=self.num_workers, pin_memory=self._pin_memory)
+        return DataLoader(
+            paired,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=self._pin_memory,
+            worker_init_fn=None if torch.cuda.is_available() else _give_way,
+        )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Every image of `val` once, in order; nothing if `val` isn't set."""
@@ -170,6 +177,11 @@ class UDADataModule(LightningDataModule):
     @property
     def _pin_memory(self) -> bool:
         return torch.cuda.is_available()
+
+
+def _give_way(worker: int) -> None:
+    """Lowers a worker's priority: on a CPU it would stall the threads of the network that wait for each other."""
+    os.nice(10)
 
 
 class EvaluationImages(Dataset[dict[str, Any]]):

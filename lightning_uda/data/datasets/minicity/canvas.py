@@ -82,12 +82,15 @@ class Canvas:
     def hazy(self, color: Color, depth: float) -> Color:
         """A colour as seen through `depth` metres of air."""
         keep = exp(-self.air.density * depth)
-        haze = self.air.haze
-        return tuple(keep * c + (1 - keep) * h for c, h in zip(color, haze, strict=True))  # type: ignore[return-value]
+        lost, haze = 1 - keep, self.air.haze
+        return (
+            keep * color[0] + lost * haze[0],
+            keep * color[1] + lost * haze[1],
+            keep * color[2] + lost * haze[2],
+        )
 
-    def project(self, points: Sequence[Point3] | npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+    def project(self, world: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
         """World points (..., 3) with Z > 0 to canvas pixels (..., 2)."""
-        world = np.asarray(points, dtype=np.float64)
         scale = self.camera.focal / world[..., 2]
         pixels = np.empty((*world.shape[:-1], 2))
         pixels[..., 0] = self.camera.center[0] + scale * world[..., 0]
@@ -96,7 +99,12 @@ class Canvas:
 
     def polygon(self, points: Sequence[Point3], color: Color | None, label: int | None = None) -> None:
         """Fills a world polygon; `None` leaves the picture, or the label map, as it was."""
-        pixels = [self.project(points)]
+        camera, (column, row) = self.camera, self.camera.center
+        corners = [
+            (round(column + camera.focal / z * x), round(row + camera.focal / z * (camera.height - y)))
+            for x, y, z in points
+        ]
+        pixels = [np.array(corners, dtype=np.int32)]
         if color is not None:
             depth = sum(point[2] for point in points) / len(points)
             cv2.fillPoly(self.image, pixels, self.hazy(color, depth))
@@ -106,7 +114,9 @@ class Canvas:
     def details(self, quads: npt.NDArray[np.float64], color: Color) -> None:
         """Fills many world quads (N, 4, 3) that don't overlap, in the picture alone."""
         if len(quads):
-            cv2.fillPoly(self.image, list(self.project(quads)), self.hazy(color, float(quads[..., 2].mean())))
+            cv2.fillPoly(
+                self.image, list(self.project(quads)), self.hazy(color, float(quads[..., 2].sum()) / (4 * len(quads)))
+            )
 
     def sprite(self, x: float, z: float, mirrored: bool = False) -> Sprite:
         """A flat figure that faces the camera and stands on the ground at (x, z)."""

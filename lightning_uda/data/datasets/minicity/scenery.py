@@ -62,7 +62,8 @@ def draw_skyline(canvas: Canvas, style: Style) -> None:
 
 def _band(canvas: Canvas, left: float, right: float, near: float, far: float, color: Color, label: int | None) -> None:
     """A rectangle on the ground; haze is laid over the whole ground later."""
-    pixels = [canvas.project(((left, 0, near), (right, 0, near), (right, 0, far), (left, 0, far)))]
+    corners = ((left, 0.0, near), (right, 0.0, near), (right, 0.0, far), (left, 0.0, far))
+    pixels = [canvas.project(np.array(corners))]
     cv2.fillPoly(canvas.image, pixels, color)
     if label is not None:
         cv2.fillPoly(canvas.label, pixels, label)
