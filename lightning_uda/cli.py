@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import rich
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -79,12 +80,11 @@ class UDACLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the CSV logger, the progress bar and the IoU table to what the config asks for."""
-        config = self._get(self.config_init, "trainer")
+        run = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        config = run["trainer"]
         loggers = config.get("logger")
         extra: list[Logger] = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
-        csv = CSVLogger(
-            self._get(self.config_init, "output"), self._get(self.config_init, "name"), flush_logs_every_n_steps=10
-        )
+        csv = CSVLogger(run["output"], run["name"], flush_logs_every_n_steps=10)
         given = config.get("callbacks") or []
         callbacks: list[Callback] = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
@@ -107,22 +107,18 @@ class DataCheckCLI(UDACLI):
 
     def instantiate_classes(self) -> None:
         """Makes `self.datamodule`."""
-        config = self.parser.instantiate_classes(self.config)
-        self.datamodule: UDADataModule = config["data"]
+        data = Namespace(data=self.config["data"])  # type: ignore[no-untyped-call]
+        self.datamodule: UDADataModule = self.parser.instantiate_classes(data)["data"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line; ends with a one-message error and exit status 2 where the user can mend the cause.
+    """Runs the command line; ends with a one-message error and exit status 1 where the user can mend the cause.
 
     Args:
         args: Arguments without the program's name; `None` takes them from the command line.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    for message in _QUIET:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+    _set_up_messages()
     try:
         if arguments[:2] == ["data", "check"]:
             sys.exit(check_data(arguments[2:]))
@@ -203,3 +199,18 @@ def _readable(error: BaseException) -> str:
     while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
         error = error.__cause__  # the parser's account of a constructor's error, which itself says what is wrong
     return f"error: {error}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
+
+
+def _set_up_messages() -> None:
+    """Shows what this package reports, and hides advertisements and warnings about what is done on purpose."""
+    for message in _QUIET:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    log = logging.getLogger("lightning_uda")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()

@@ -47,7 +47,9 @@ def write_run(folder, values, *, method="SourceOnly", classes=CLASSES, steps=(10
             write_panels(folder / "panels" / f"step_{step:06d}", round(value), mixes)
     for step in range(9, steps[-1] or 200, 10):
         row = {"step": step, "train/loss_source": 1 / step}
-        append_row(folder / "metrics.csv", row | ({"train/loss_mixed": 0.5, "train/lambda": 0.9} if mixes else {}))
+        append_row(
+            folder / "metrics.csv", row | ({"train/loss_mixed": 0.5, "train/pixel_weight": 0.9} if mixes else {})
+        )
     return folder
 
 
@@ -157,7 +159,7 @@ def test_charts(runs, tmp_path):
     html = build_report(runs, tmp_path / "report.html").read_text()
     titles = re.findall(r"<h3>(.*?)</h3>\s*<svg", html)
     assert titles == [
-        "mIoU in %", "Confidence weight λ of the pseudo-labels", "Losses of Source only", "Losses of DACS",
+        "mIoU in %", "Mean pixel weight of the mixed images", "Losses of Source only", "Losses of DACS",
     ]  # fmt: skip
     charts = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     assert ">41.3</text>" in charts[0]
@@ -293,7 +295,7 @@ def test_no_runs(tmp_path):
 
 
 def test_long_curves_are_smoothed_around_their_points():
-    from lightning_uda.report import _smooth
+    from lightning_uda.report.charts import _smooth
 
     line = np.linspace(0, 1, 200)
     smooth = np.array(_smooth((line + 0.1 * (-1) ** np.arange(200)).tolist()))

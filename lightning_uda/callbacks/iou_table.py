@@ -97,10 +97,17 @@ class IoUTable(Callback):
     def __init__(self, print_table: bool = True) -> None:
         self.print_table = print_table
         self._last: tuple[int, Evaluation] | None = None
+        self._checkpoint_step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the evaluation of an earlier run."""
         self._last = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remembers the step of a checkpoint, which the trainer forgets when it only evaluates."""
+        self._checkpoint_step = checkpoint["global_step"]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reports a validation, but not the sanity check."""
@@ -125,7 +132,7 @@ class IoUTable(Callback):
         self._print_last(trainer, "validation")
 
     def _report(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        step = trainer.global_step
+        step = trainer.global_step or self._checkpoint_step
         evaluation = Evaluation.from_confusion(pl_module.confusion.compute(), pl_module.label_space)
         self._last = (step, evaluation)
         values = {f"{stage}/{name}": value for name, value in evaluation.columns().items() if name != "miou"}

@@ -113,15 +113,9 @@ class UDADataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless paired batches of the streams that the method declares, from the trainer's step on."""
-        trainer = self.trainer
         streams = {name: self._stream(name) for name in self._streams_wanted()}
-        paired = PairedStreams(
-            streams,
-            self.batch_size,
-            first_batch=0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches,
-            rank=0 if trainer is None else trainer.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
-        )
+        done = 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
+        paired = PairedStreams(streams, self.batch_size, done, *self._rank)
         return DataLoader(
             paired,
             batch_size=None,
@@ -131,7 +125,7 @@ class UDADataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Every image of `val` once, in order; nothing if `val` isn't set."""
+        """Every image of `val` once, in order, shared out over the ranks; nothing if `val` isn't set."""
         return [] if self.val is None else self._eval_dataloader(self.val)
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -140,11 +134,12 @@ class UDADataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every image of `predict` once, in order, with its own size."""
-        images = EvaluationImages(self._require("predict"), self.eval_transform, None)
+        images = EvaluationImages(self._require("predict"), self.eval_transform, None, *self._rank)
         return DataLoader(images, batch_size=1, num_workers=self.num_workers, collate_fn=collate_evaluation)
 
     def _eval_dataloader(self, dataset: SegmentationDataset) -> DataLoader[Any]:
-        images = EvaluationImages(dataset, self.eval_transform, LabelReader(dataset, self._table(dataset)))
+        reader = LabelReader(dataset, self._table(dataset))
+        images = EvaluationImages(dataset, self.eval_transform, reader, *self._rank)
         return DataLoader(
             images,
             batch_size=self.eval_batch_size,
@@ -175,6 +170,11 @@ class UDADataModule(LightningDataModule):
         return self.label_space.lookup_table(dataset.class_ids, unlisted)
 
     @property
+    def _rank(self) -> tuple[int, int]:
+        """This process among the distributed ones, and their number."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    @property
     def _pin_memory(self) -> bool:
         return torch.cuda.is_available()
 
@@ -185,33 +185,48 @@ def _give_way(worker: int) -> None:
 
 
 class EvaluationImages(Dataset[dict[str, Any]]):
-    """Images in their order, for validation, test and prediction.
+    """Images in their order, for validation, test and prediction; each rank has every `world_size`-th.
+
+    No image is given to two ranks to even out their numbers, so counts over all ranks are exact.
 
     Args:
         dataset: Where images come from.
         transform: Geometry.
         label_reader: Gives label maps; `None` where there are none.
+        rank: This process among the distributed ones.
+        world_size: Number of distributed processes.
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, transform: EvalTransform, label_reader: LabelReader | None
+        self,
+        dataset: SegmentationDataset,
+        transform: EvalTransform,
+        label_reader: LabelReader | None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.label_reader = label_reader
+        self.indices = range(rank, len(dataset), world_size)
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self.dataset)
+        """Number of images of this rank."""
+        return len(self.indices)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, item: int) -> dict[str, Any]:
         """Image uint8 (3, H, W), mask uint8 (H', W') if labelled, name, and the file's (height, width)."""
+        index = self.indices[item]
         image = self.dataset.load_image(index)
         size = image.shape[:2]
         mask = None if self.label_reader is None else self.label_reader(index)
         image, mask = self.transform(image, mask)
-        item = {"image": np.ascontiguousarray(image.transpose(2, 0, 1)), "name": self.dataset.name(index), "size": size}
-        return item if mask is None else {**item, "mask": np.ascontiguousarray(mask)}
+        found = {
+            "image": np.ascontiguousarray(image.transpose(2, 0, 1)),
+            "name": self.dataset.name(index),
+            "size": size,
+        }
+        return found if mask is None else {**found, "mask": np.ascontiguousarray(mask)}
 
 
 def collate_evaluation(items: list[dict[str, Any]]) -> dict[str, Tensor | list[Any]]:

@@ -125,7 +125,7 @@ TRAIN_IDS: Mapping[int, str | None] = dict(enumerate(CITYSCAPES_CLASSES))
 CITYSCAPES_IDS: Mapping[int, str | None] = dict(
     zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), CITYSCAPES_CLASSES, strict=True)
 )
-"""Raw ids of Cityscapes `labelIds` files and of GTA5 (DACS spec, section 2)."""
+"""Raw ids of Cityscapes `labelIds` files and of GTA5 (DACS, as published)."""
 
 SYNTHIA_IDS: Mapping[int, str | None] = {
     1: "sky", 2: "building", 3: "road", 4: "sidewalk", 5: "fence", 6: "vegetation", 7: "pole", 8: "car",

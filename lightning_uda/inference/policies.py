@@ -28,7 +28,7 @@ class Inference(ABC):
 
 
 class WholeImage(Inference):
-    """One pass over the whole image; logits upsampled bilinearly with aligned corners (DACS spec, section 9).
+    """One pass over the whole image; logits upsampled bilinearly with aligned corners (DACS, as published).
 
     Args:
         resize: Height and width the image is brought to before the pass (bilinear, antialiased); `None` keeps it.

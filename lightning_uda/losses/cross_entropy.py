@@ -1,4 +1,4 @@
-"""Cross-entropy in the two reductions of DACS and its family (DACS spec, section 8)."""
+"""Cross-entropy in the two reductions of DACS and its family (DACS, as published)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intersection over union from one confusion matrix (DACS spec, section 9).
+"""Intersection over union from one confusion matrix (DACS, as published).
 
 Every figure the package reports (IoU of a class, mean over all classes, mean over a subset) derives from the same
 matrix, summed over all images of an evaluation.

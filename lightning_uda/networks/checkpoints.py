@@ -64,7 +64,7 @@ def read_weights(path: str | Path, entry: Entry = "student") -> dict[str, Tensor
     """Reads one network's tensors from a file, without running any code that the file may hold.
 
     Understands flat state dicts; training checkpoints of the DACS family, whose `model` is the student and
-    `ema_model` the teacher (DACS spec, section 6); and Lightning checkpoints, whose `state_dict` names begin with
+    `ema_model` the teacher (DACS, as published); and Lightning checkpoints, whose `state_dict` names begin with
     `student.` and `teacher.`. A file that holds one network only gives it as the student.
 
     Args:
@@ -103,7 +103,7 @@ def copy_weights(
     optional_prefixes: Sequence[str] = (),
     prefix: str = "",
 ) -> LoadReport:
-    """Copies every tensor whose name exists in the module with an equal shape (DACS spec, section 6).
+    """Copies every tensor whose name exists in the module with an equal shape (DACS, as published).
 
     Names are compared as they are, without one leading component (`Scale.`, `module.`), or behind `prefix`: whichever
     way most of them match. Nothing is copied unless enough of them fit.

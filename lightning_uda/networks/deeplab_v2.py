@@ -145,7 +145,7 @@ class DeepLabV2(SegmentationNetwork):
 class CaffeDeepLabV2(SegmentationNetwork):
     """DeepLab-v2 with the Caffe-style ResNet-101 that DACS, DSP and the AdaptSegNet family train.
 
-    Follows the DACS spec, section 6: stride on the first 1x1 convolution of a block, ceil-mode pooling, one dilation
+    Follows the published DACS program: stride on the first 1x1 convolution of a block, ceil-mode pooling, one dilation
     for a whole stage, names of the published state dicts. An input of length n gives
     a = floor((n - 1) / 2) + 1, b = ceil((a - 1) / 2) + 1, floor((b - 1) / 2) + 1 logits (512 -> 65).
 
@@ -223,7 +223,7 @@ class CaffeDeepLabV2(SegmentationNetwork):
         return cast(Tensor, self.layer5(features))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups "backbone_stem", "backbone_blocks", "backbone_shortcuts" and "classifier" (DACS spec, section 6)."""
+        """Groups "backbone_stem", "backbone_blocks", "backbone_shortcuts" and "classifier" (DACS, as published)."""
         members: dict[str, list[nn.Parameter]] = {"stem": [], "blocks": [], "shortcuts": [], "classifier": []}
         for name, parameter in self.named_parameters():
             members[_part(name)].append(parameter)

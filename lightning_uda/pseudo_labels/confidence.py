@@ -1,4 +1,4 @@
-"""Pseudo-labels of a teacher and the pixel weights that its confidence gives (DACS spec, sections 1 and 7)."""
+"""Pseudo-labels of a teacher and the pixel weights that its confidence gives (DACS, as published)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colour jitter and Gaussian blur of whole batches on the device (DACS spec, section 3).
+"""Colour jitter and Gaussian blur of whole batches on the device (DACS, as published).
 
 Images are RGB in [0, 1]. Random numbers come from a CPU generator, so that a step draws the same ones on every device
 and no draw has to be read back from an accelerator.

@@ -1,0 +1,105 @@
+"""The page's curves, as SVG elements."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lightning_uda.report.runs import Run, number_of
+
+_RUN_COLORS = ("#7f8ea8", "#0d9f8f", "#d98a06", "#8b5cf6", "#e0466a", "#3f8f3f", "#2f7fd6", "#a0642c")
+_LOSS_COLORS = ("#2f7fd6", "#e8743b", "#8b5cf6", "#3f9f5f", "#d6457e", "#b08a00")
+_INK = "#010203"
+
+
+def run_color(index: int) -> str:
+    """Colour of a run in all charts and captions."""
+    return _RUN_COLORS[index % len(_RUN_COLORS)]
+
+
+def charts_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Charts of the mIoU and, where there is one, the pixel weight of all runs; then the losses of each."""
+    charts = [{"title": "mIoU in %", "svg": _miou_chart(runs)}]
+    weights = [(run.title, run_color(i), *run.curve("train/pixel_weight")) for i, run in enumerate(runs)]
+    if weights := [curve for curve in weights if curve[2]]:
+        charts.append({"title": "Mean pixel weight of the mixed images", "svg": _line_chart(weights)})
+    names = sorted({name for run in runs for row in run.metrics[:1] for name in row if name.startswith("train/loss")})
+    for run in runs:
+        losses = [
+            (name.removeprefix("train/"), _LOSS_COLORS[i % len(_LOSS_COLORS)], *run.curve(name))
+            for i, name in enumerate(names)
+        ]
+        if losses := [curve for curve in losses if curve[2]]:
+            charts.append({"title": f"Losses of {run.title}", "svg": _line_chart(losses)})
+    return charts
+
+
+def _miou_chart(runs: Sequence[Run]) -> Markup:
+    figure, axes = _axes()
+    for i, run in enumerate(runs):
+        points = [(int(row["step"]), number_of(row["miou"])) for row in run.evaluations]
+        points = [(step, value) for step, value in points if value is not None]
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=run_color(i), marker="o", markersize=4, linewidth=2, label=run.title)
+        axes.annotate(
+            f"{values[-1]:.1f}", (steps[-1], values[-1]), (7, 0), textcoords="offset points",
+            color=run_color(i), va="center", weight="bold", annotation_clip=False,
+        )  # fmt: skip
+    axes.set_ylim(bottom=0)
+    return _svg(figure, axes, "miou")
+
+
+def _line_chart(curves: Sequence[tuple[str, str, list[int], list[float]]]) -> Markup:
+    """Curves of (label, colour, steps, values): faint as measured, strong as smoothed."""
+    figure, axes = _axes()
+    for label, color, steps, values in curves:
+        smooth = _smooth(values)
+        if smooth is not values:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+        axes.plot(steps, smooth, color=color, linewidth=1.8, label=label.replace("_", " "))
+    axes.set_ylim(bottom=0)
+    return _svg(figure, axes, "-".join(curve[0] for curve in curves))
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Running mean of long curves over a twentieth of their points, centred; short ones stay as they are."""
+    if len(values) < 30:
+        return values
+    half = max(len(values) // 40, 1)
+    return [float(np.mean(values[max(i - half, 0) : i + half + 1])) for i in range(len(values))]
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.8, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_INK)
+    axes.spines["bottom"].set_alpha(0.4)
+    axes.tick_params(length=0, labelsize=9, colors=_INK)
+    axes.grid(axis="y", color=_INK, alpha=0.12)
+    axes.set_xlabel("step", color=_INK, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    return figure, axes
+
+
+def _svg(figure: Figure, axes: Axes, salt: str) -> Markup:
+    """The figure as an SVG element that takes its ink from the page, so that it follows dark mode."""
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="best")
+    file = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return Markup(svg.replace(_INK, "currentColor"))

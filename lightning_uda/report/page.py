@@ -1,0 +1,171 @@
+"""The self-contained HTML page of several runs."""
+
+from __future__ import annotations
+
+import base64
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from lightning_uda.report.charts import charts_of, run_color
+from lightning_uda.report.runs import FILES, Run, class_name, describe, init_args, label_space_of
+from lightning_uda.report.table import gain_of, percent, rows_of
+
+_TRAIN_TILES = {
+    "source": "source image",
+    "target": "target image",
+    "mixed_image": "mixed image",
+    "mixed_mask": "mixed label",
+    "pixel_weights": "pixel weights",
+}
+_PHOTOS = ("image", "source image", "target image", "mixed image")
+_MAX_TRAIN_ROWS = 2
+_PACKAGES = ("lightning-uda", "torch", "torchvision", "lightning", "torchmetrics", "timm", "numpy")
+
+
+def write_page(runs: Sequence[Run], output: Path) -> Path:
+    """Writes the page and gives its path; a page that is there already is kept as `<stem>.<n>.html`."""
+    output = Path(output)
+    if output.is_dir():
+        output = output / "report.html"
+    html = _render(runs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.exists():
+        output.rename(_free_name(output))
+    output.write_text(html, encoding="utf-8")
+    return output
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return older
+
+
+def _render(runs: Sequence[Run]) -> str:
+    template = resources.files("lightning_uda.report").joinpath("page.html").read_text(encoding="utf-8")
+    space = label_space_of(runs[0])
+    palette = list(zip(space.classes, space.palette, strict=True)) if space else []
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(template).render(
+        heading=" vs. ".join(run.title for run in runs) if len(runs) < 4 else f"{len(runs)} runs compared",
+        stage="validation" if runs[0].evaluations[-1]["stage"] == "val" else "test",
+        cards=[_card(run, runs[0], run_color(i)) for i, run in enumerate(runs)],
+        rows=list(rows_of(runs, space)),
+        charts=charts_of(runs),
+        evaluation_rows=_evaluation_pictures(runs),
+        training=_training_pictures(runs),
+        palette=palette,
+        versions=_versions(),
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+    )
+
+
+def _card(run: Run, first: Run, color: str) -> dict[str, Any]:
+    """What the page says about one run."""
+    data, model = init_args(run.config.get("data")), init_args(run.config.get("model"))
+    seed = run.config.get("seed_everything")
+    sets = [describe(data[key]) for key in ("source", "target") if data.get(key)]
+    steps = f"{run.last_step}" if run.finished else f"{run.last_step} of {run.max_steps}"
+    facts = {
+        "method": class_name(run.config.get("model")),
+        "data": " → ".join(sets),
+        "network": describe(model.get("network")),
+        "steps": f"{run.max_steps or run.last_step}" if run.finished else steps,
+        "seed": "" if seed is None else str(seed),
+        "time": _duration(run),
+        "folder": "/".join(run.folder.parts[-3:]),
+    }
+    gain, trend = gain_of(first.value("miou"), run.value("miou"))
+    return {
+        "title": run.title,
+        "color": color,
+        "miou": percent(run.value("miou")),
+        "gain": None if run is first else gain,
+        "trend": trend,
+        "first": first.title,
+        "step": run.evaluations[-1]["step"],
+        "unfinished": None if run.finished else f"not finished: step {steps}",
+        "facts": {name: value for name, value in facts.items() if value},
+    }
+
+
+def _duration(run: Run) -> str:
+    """When the run began and how long it took, as its files' times tell."""
+    end = datetime.fromtimestamp(max((run.folder / name).stat().st_mtime for name in FILES))
+    config = run.folder / "config.yaml"
+    begin = datetime.fromtimestamp(config.stat().st_mtime) if config.is_file() else end
+    took = timedelta(seconds=int((end - begin).total_seconds()))
+    return f"{begin:%Y-%m-%d %H:%M}, took {took}" if took > timedelta(0) else f"{end:%Y-%m-%d %H:%M}"
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _evaluation_pictures(runs: Sequence[Run]) -> list[list[dict[str, Any]]]:
+    """For each evaluated image: the image, its label, and every run's prediction."""
+    found = [_tiles(run, ("val_0_image.png", "test_0_image.png")) for run in runs]
+    rows: list[list[dict[str, Any]]] = []
+    if found[0] is None:
+        return rows
+    folder, stage = found[0][0], found[0][1].split("_")[0]
+    while (image := folder / f"{stage}_{len(rows)}_image.png").is_file():
+        prefix = f"{stage}_{len(rows)}"
+        row = [_figure(image, "image"), _figure(folder / f"{prefix}_mask.png", "ground truth")]
+        for i, (run, panels) in enumerate(zip(runs, found, strict=True)):
+            prediction = panels[0] / f"{prefix}_prediction.png" if panels else None
+            if prediction is not None and prediction.is_file():
+                row.append(_figure(prediction, run.title, run_color(i)))
+        rows.append(row)
+    return rows
+
+
+def _training_pictures(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each run that mixes: what its last drawn batch was made of."""
+    groups = []
+    for i, run in enumerate(runs):
+        if (panels := _tiles(run, ("train_0_mixed_image.png",))) is None:
+            continue
+        rows: list[list[dict[str, Any]]] = []
+        while len(rows) < _MAX_TRAIN_ROWS and (panels[0] / f"train_{len(rows)}_mixed_image.png").is_file():
+            files = {tile: panels[0] / f"train_{len(rows)}_{tile}.png" for tile in _TRAIN_TILES}
+            rows.append([_figure(file, _TRAIN_TILES[tile]) for tile, file in files.items() if file.is_file()])
+        step = int(panels[0].name.removeprefix("step_"))
+        groups.append({"title": run.title, "color": run_color(i), "step": step, "rows": rows})
+    return groups
+
+
+def _tiles(run: Run, names: Sequence[str]) -> tuple[Path, str] | None:
+    """The last step's folder of pictures that holds one of the files, and which."""
+    for folder in sorted((run.folder / "panels").glob("step_*"), reverse=True):
+        for name in names:
+            if (folder / name).is_file():
+                return folder, name
+    return None
+
+
+def _figure(file: Path, caption: str, color: str | None = None) -> dict[str, Any]:
+    data = base64.b64encode(file.read_bytes()).decode("ascii")
+    return {
+        "src": Markup(f"data:image/png;base64,{data}"),
+        "caption": caption,
+        "color": color,
+        "photo": caption in _PHOTOS,
+    }
