@@ -90,14 +90,14 @@ def test_validate_and_test_score_a_checkpoint(config, tmp_path, capsys):
 
 
 def test_predict_writes_labels_and_colours(config, tmp_path):
-    images = tmp_path / "photos/images"
-    images.mkdir(parents=True)
+    images = tmp_path / "photos"
+    images.mkdir()
     for name, size in (("a", (20, 36)), ("b", (28, 24))):
         cv2.imwrite(str(images / f"{name}.png"), np.full((*size, 3), 90, np.uint8))
     main(["fit", "--config", config])
     (checkpoint,) = tmp_path.glob("runs/tiny/version_0/checkpoints/*.ckpt")
-    arguments = ["predict", "--config", config, "--ckpt_path", str(checkpoint), "--data.predict", "FolderDataset"]
-    arguments += ["--data.predict.root", str(tmp_path / "photos"), "--data.predict.labels=null"]
+    arguments = ["predict", "--config", config, "--ckpt_path", str(checkpoint), "--data.predict", "ImageFolder"]
+    arguments += ["--data.predict.root", str(images)]
     arguments += ["--trainer.callbacks", "PredictionWriter", "--trainer.callbacks.output_dir", "out"]
     main(arguments)
     assert cv2.imread(str(tmp_path / "out/id/a.png"), cv2.IMREAD_UNCHANGED).shape == (20, 36)

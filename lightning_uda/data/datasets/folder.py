@@ -160,6 +160,21 @@ class FolderDataset(SegmentationDataset):
         return [Problem(str(path), what) for what in found if what]
 
 
+class ImageFolder(FolderDataset):
+    """Images of a folder and its subfolders, without labels: for prediction, or as an unlabelled target.
+
+    Args:
+        root: Folder of the images.
+        split: Text file, absolute or relative to `root`, with one image name per line; `None` takes all images.
+
+    Raises:
+        DatasetError: If the folder or the list file is missing or empty.
+    """
+
+    def __init__(self, root: str, split: str | None = None) -> None:
+        super().__init__(root, images="", labels=None, split=split)
+
+
 def _some(names: Sequence[str], count: int = 5) -> str:
     shown = ", ".join(names[:count])
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

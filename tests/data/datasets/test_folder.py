@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lightning_uda.data.datasets.base import DatasetError
-from lightning_uda.data.datasets.folder import FolderDataset
+from lightning_uda.data.datasets.folder import FolderDataset, ImageFolder
 from tests.fixtures.make_folder_dataset import CLASS_MAP, make_bad, make_good, make_unlabelled
 
 
@@ -283,3 +283,14 @@ def test_junk_after_the_end_of_an_image_is_no_fault(tmp_path):
     for file in (path, path.with_name("b.jpg")):
         file.write_bytes(file.read_bytes() + b"\0" * 100_000)
     assert FolderDataset(str(tmp_path), labels=None).check() == []
+
+
+def test_image_folder_takes_all_images_below_a_folder(tmp_path):
+    for name in ("b.jpg", "inner/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / name)
+    dataset = ImageFolder(str(tmp_path))
+    assert [dataset.name(i) for i in range(len(dataset))] == ["b", "inner/a"]
+    assert not dataset.has_labels
+    with pytest.raises(DatasetError, match="dataset folder not found"):
+        ImageFolder(str(tmp_path / "nowhere"))
