@@ -13,13 +13,17 @@ help:  ## Show this list
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
+	@echo "Setting up .venv: downloading and installing packages, a few minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
 demo: $(READY)  ## Train source-only and DACS on the embedded benchmark and show the report (about 8 minutes)
+	@echo "1/3  source only: training on labelled game-like scenes"
 	@$(BIN)/lightning-uda fit --config configs/demo/source_only.yaml
+	@echo "2/3  DACS: the same, and camera-like scenes without labels"
 	@$(BIN)/lightning-uda fit --config configs/demo/dacs.yaml
+	@echo "3/3  report: IoU on camera-like validation scenes"
 	@$(BIN)/lightning-uda report $(DEMO)/source_only $(DEMO)/dacs --output $(DEMO)/report.html
 
 test: $(READY)  ## Run the tests

@@ -205,12 +205,12 @@ def _set_up_messages() -> None:
     """Shows what this package reports, and hides advertisements and warnings about what is done on purpose."""
     for message in _QUIET:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)
     log = logging.getLogger("lightning_uda")
     log.setLevel(logging.INFO)
     if not log.handlers:
         log.addHandler(logging.StreamHandler())
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in ("Tip:", "TPU available", "`Trainer.fit` stopped"))
