@@ -126,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> None:
             report_runs(arguments[1:])
         else:
             run_trainer(arguments)
-    except (DatasetError, WeightsError, FileNotFoundError, ValueError) as error:
+    except (DatasetError, WeightsError, OSError, ValueError) as error:
         if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
             raise
         sys.exit(_readable(error))

@@ -59,12 +59,11 @@ class EMATeacher(Callback):
         """Checks that there is a teacher, alike the student but sharing nothing with it.
 
         Raises:
-            TypeError: If the method has none.
-            ValueError: If they share storage or differ in structure.
+            ValueError: If the method has none, or if they share storage or differ in structure.
         """
         student, teacher = getattr(pl_module, "student", None), getattr(pl_module, "teacher", None)
         if student is None or teacher is None:
-            raise TypeError(
+            raise ValueError(
                 f"EMATeacher needs a method with a student and a teacher, found {type(pl_module).__name__}. Remove the "
                 "callback from trainer.callbacks, or choose a method with a teacher."
             )

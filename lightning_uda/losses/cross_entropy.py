@@ -9,8 +9,8 @@ from lightning_uda.data.label_spaces import IGNORE_INDEX
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear upsampling with aligned corners: (N, C, h, w) to (N, C, *size)."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+    """Bilinear upsampling with aligned corners, in float32 under mixed precision too: (N, C, h, w) to (N, C, *size)."""
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
 
 
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def pseudo_label(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]
     Returns:
         Labels, int64 (N, *size) in 0..C-1 (never void), and confidence, float32 (N, *size) in (0, 1].
     """
-    confidence, labels = upsample(logits.float(), size).softmax(dim=1).max(dim=1)
+    confidence, labels = upsample(logits, size).softmax(dim=1).max(dim=1)
     return labels, confidence
 
 

@@ -97,7 +97,7 @@ def test_teacher_is_frozen_saved_and_shares_nothing_with_the_student():
 
 def test_a_method_without_teacher_or_with_a_shared_one_is_refused():
     trainer = Trainer(max_steps=1, callbacks=[EMATeacher()], **QUIET)
-    with pytest.raises(TypeError, match="needs a method with a student and a teacher, found SourceOnly"):
+    with pytest.raises(ValueError, match="needs a method with a student and a teacher, found SourceOnly"):
         trainer.fit(SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
     module = DACS(tiny_network(), "camvid")
     module.teacher = copy.copy(module.student)
