@@ -9,12 +9,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import rich
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -25,10 +27,10 @@ import lightning_uda.data.datasets
 import lightning_uda.methods
 import lightning_uda.networks
 import lightning_uda.optim  # noqa: F401  importing the rooms makes their classes known by their short names
-from lightning_uda.callbacks import IoUTable, StepProgressBar
+from lightning_uda.callbacks import IoUTable, PredictionWriter, StepProgressBar
 from lightning_uda.data.check import print_report, scan
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.data.datasets.base import DatasetError
+from lightning_uda.data.datasets.base import DatasetError, Problem
 from lightning_uda.data.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
 from lightning_uda.networks import WeightsError
@@ -39,6 +41,7 @@ More commands:
   report RUN [RUN ...]          one table and one HTML page of several runs
 """
 
+_log = logging.getLogger(__name__)
 _QUIET = (
     "The '.*_dataloader' does not have many workers",
     "LightningCLI's args parameter is intended",
@@ -91,6 +94,10 @@ class UDACLI(LightningCLI):
             callbacks.append(StepProgressBar())
         if not _any(callbacks, IoUTable):
             callbacks.append(IoUTable())
+        if self.subcommand == "predict" and not _any(callbacks, PredictionWriter):
+            callbacks.append(PredictionWriter(Path(csv.log_dir) / "predictions"))
+        if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:
+            _log.warning("no --ckpt_path: the network is run as it was made, untrained unless it was given weights")
         return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, **kwargs)
 
     def validate(self, **kwargs: Any) -> None:
@@ -100,6 +107,10 @@ class UDACLI(LightningCLI):
     def test(self, **kwargs: Any) -> None:
         """Runs the test; see `validate`."""
         self.trainer.test(**{**kwargs, "verbose": False})
+
+    def predict(self, **kwargs: Any) -> None:
+        """Runs prediction; `PredictionWriter` keeps its result, so it isn't kept in memory too."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
 
 
 class DataCheckCLI(UDACLI):
@@ -126,7 +137,7 @@ def main(args: Sequence[str] | None = None) -> None:
             report_runs(arguments[1:])
         else:
             run_trainer(arguments)
-    except (DatasetError, WeightsError, OSError, ValueError) as error:
+    except (DatasetError, WeightsError, OSError, ValueError, MisconfigurationException, UnpicklingError) as error:
         if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
             raise
         sys.exit(_readable(error))
@@ -165,16 +176,20 @@ def check_data(arguments: list[str]) -> int:
         UDAModule,
         UDADataModule,
         seed_everything_default=0,
-        parser_kwargs={"usage": "lightning-uda data check --config FILE [options]"},
+        parser_kwargs={"prog": "lightning-uda", "usage": "lightning-uda data check --config FILE [options]"},
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=arguments,
         run=False,
         auto_configure_optimizers=False,
     )
+    cli.datamodule.setup("fit")
     console, label_space, problems = rich.get_console(), cli.datamodule.label_space, 0
     for name, dataset in cli.datamodule.datasets.items():
         found = scan(dataset, label_space)
+        if name in ("source", "target") and len(dataset) < cli.datamodule.batch_size:
+            what = f"{len(dataset)} images, fewer than one batch of {cli.datamodule.batch_size}"
+            found.problems.append(Problem(f"data.{name}", f"found {what}; add images or lower `batch_size`."))
         print_report(name, found, label_space, console)
         problems += len(found.problems)
     return 1 if problems else 0
@@ -198,7 +213,8 @@ def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
 def _readable(error: BaseException) -> str:
     while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
         error = error.__cause__  # the parser's account of a constructor's error, which itself says what is wrong
-    return f"error: {error}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
+    text = str(error).rpartition("DatasetError: ")[2].strip()  # of a worker's error, the part after its traceback
+    return f"error: {text}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
 
 
 def _set_up_messages() -> None:

@@ -104,6 +104,22 @@ def test_predict_writes_labels_and_colours(config, tmp_path):
     assert cv2.imread(str(tmp_path / "out/color/b.png")).shape == (28, 24, 3)
 
 
+def test_predictions_go_to_the_run_folder_by_default_and_untrained_networks_are_warned_of(config, tmp_path, caplog):
+    main(["predict", "--config", config, "--data.predict", "tests.fixtures.tiny.TinyDataset"])
+    assert len(list((tmp_path / "runs/tiny/version_0/predictions/id").glob("*.png"))) == 10
+    assert "no --ckpt_path: the network is run as it was made" in caplog.text
+
+
+def test_an_error_in_a_worker_is_one_message_too(config, capsys, tmp_path):
+    for i, size in enumerate(((8, 8), (8, 12), (16, 8))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"images/{i}.png"), np.zeros((*size, 3), np.uint8))
+    target = ["--data.target", "ImageFolder", "--data.target.root", str(tmp_path / "images")]
+    text = error_of(capsys, "fit", "--config", config, *target, "--data.num_workers", "1")
+    assert text.startswith("error: The images of one target batch differ in size")
+    assert "Traceback" not in text.split("\n(")[0]
+
+
 def test_loggers_come_on_top_of_the_csv_files(config, tmp_path):
     main(["fit", "--config", config, "--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "tb"])
     assert (tmp_path / "runs/tiny/version_0/metrics.csv").exists()
@@ -126,6 +142,7 @@ def test_wandb_runs_offline(config, tmp_path):
         (["--model", "DAX"], "DAX"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
         (["--data.batch_size", "30"], "found 10 images, expected at least one batch of 30"),
+        (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),
         (["--data.val", "FolderDataset", "--data.val.root", "nowhere"], "nowhere: dataset folder not found"),
         (["--data.source_transform", '{"resize": [8, 8], "crop": [16, 16]}'], "found a crop of 16 x 16"),
         (["--model.network", "DeepLabV2", "--model.network.backbone", "resnet19"], "resnet19"),

@@ -1,5 +1,6 @@
 """Every shipped config parses and trains one step."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from lightning_uda.cli import run_trainer
+from lightning_uda.data.label_spaces import CAMVID
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("experiment/*/*.yaml")) + sorted(CONFIGS.glob("demo/*.yaml"))
@@ -22,6 +24,7 @@ def camvid(tmp_path):
     for name in ("a", "b", "c"):
         cv2.imwrite(str(tmp_path / "camvid/images" / f"{name}.jpg"), rng.integers(0, 256, (48, 64, 3), np.uint8))
         cv2.imwrite(str(tmp_path / "camvid/labels" / f"{name}.png"), rng.integers(0, 11, (48, 64), np.uint8))
+    (tmp_path / "camvid/classes.json").write_text(json.dumps({"ids": dict(enumerate(CAMVID.classes)), "ignore": 255}))
     (tmp_path / "camvid_day2dusk").mkdir()
     for split in ("source_train", "target_train"):
         (tmp_path / "camvid_day2dusk" / f"{split}.txt").write_text("a\nb\nc\n")
@@ -31,9 +34,13 @@ def camvid(tmp_path):
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_experiment_runs_a_step(config, camvid, tmp_path, monkeypatch):
     arguments = ["fit", "--config", str(config), *FAST]
-    if "camvid" in str(config):
+    if config.parent.name in ("camvid_day_to_dusk", "folders"):
         for name in ("source", "target", "val"):
             arguments += [f"--data.{name}.root", camvid]
+    if config.parent.name == "folders":
+        arguments += ["--data.label_space", "camvid", "--model.network.backbone", "resnet10t"]
+        arguments += ["--model.network.pretrained", "false", "--data.source_transform.crop", "[32, 32]"]
+        arguments += ["--data.target_transform.crop", "[32, 32]"]
     monkeypatch.chdir(tmp_path)
     cli = run_trainer(arguments)
     assert cli.trainer.global_step == 1
@@ -49,6 +56,7 @@ def test_axes_compose(method, network, schedule, tmp_path, monkeypatch):
     arguments += ["--model.network", str(network), "--trainer", str(schedule), *FAST]
     for name in ("source", "target", "val"):
         arguments += [f"--data.{name}.size", "[32, 64]"]
+    arguments += ["--model.network.pretrained", "false"] if "resnet50" in network.stem else []
     small = ["--model.network.blocks", "[1,1,1,1]", "--model.network.planes", "[4,4,4,4]"]
     cli = run_trainer(arguments + (small if "resnet101" in network.stem else []))
     assert cli.trainer.global_step == 1

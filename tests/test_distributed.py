@@ -18,6 +18,7 @@ def records(tmp_path_factory):
         command = [sys.executable, "-m", "tests.fixtures.two_ranks", str(folder), devices]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
+    assert (folder / "2/version_0/panels/step_000003/val_1_prediction.png").exists()
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 

@@ -56,11 +56,13 @@ class EMATeacher(Callback):
         self.updates += 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that there is a teacher, alike the student but sharing nothing with it.
+        """Starts counting; checks that there is a teacher, alike the student but sharing nothing with it.
 
         Raises:
             ValueError: If the method has none, or if they share storage or differ in structure.
         """
+        if stage == "fit":
+            self.updates = 0
         student, teacher = getattr(pl_module, "student", None), getattr(pl_module, "teacher", None)
         if student is None or teacher is None:
             raise ValueError(
@@ -70,7 +72,9 @@ class EMATeacher(Callback):
         shapes = [[(n, t.shape) for n, t in module.state_dict().items()] for module in (student, teacher)]
         if shapes[0] != shapes[1]:
             raise ValueError("EMATeacher: student and teacher differ in structure; make the teacher a copy of it.")
-        if {t.data_ptr() for t in student.parameters()} & {t.data_ptr() for t in teacher.parameters()}:
+        if {t.data_ptr() for t in student.state_dict().values()} & {
+            t.data_ptr() for t in teacher.state_dict().values()
+        }:
             raise ValueError("EMATeacher: student and teacher share storage; make the teacher a deep copy.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -51,9 +51,14 @@ class ImagePanels(Callback):
         self.num_images = num_images
         self.every_n_steps = every_n_steps
         self.max_width = max_width
+        self._folder: Path | None = None
         self._train_sample: tuple[Any, Any] | None = None
         self._last_drawn_step = 0
         self._drawn = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Asks for the run folder, which all ranks have to do together."""
+        self._folder = Path(trainer.log_dir) if trainer.loggers and trainer.log_dir else None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Remembers the batch, and draws it if its step is due."""
@@ -69,7 +74,7 @@ class ImagePanels(Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draws the most recent training batch, unless training pictures have their own interval."""
         self._drawn = 0
-        if self.every_n_steps is None and self._train_sample is not None and not trainer.sanity_checking:
+        if self.every_n_steps is None and not trainer.sanity_checking:
             self._draw_train(trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -102,6 +107,8 @@ class ImagePanels(Callback):
         self._draw_evaluation(trainer, pl_module, "test", batch, outputs)
 
     def _draw_evaluation(self, trainer: pl.Trainer, pl_module: Any, stage: str, batch: Any, outputs: Any) -> None:
+        if not trainer.is_global_zero:
+            return
         space = pl_module.label_space
         for index in range(min(self.num_images - self._drawn, len(batch["image"]))):
             tiles = {
@@ -114,19 +121,17 @@ class ImagePanels(Callback):
 
     def _draw_train(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last_drawn_step = trainer.global_step
-        assert self._train_sample is not None
+        if self._train_sample is None or not trainer.is_global_zero:
+            return
         batch, outputs = self._train_sample
         for index in range(min(self.num_images, len(batch["source"]["image"]))):
             tiles = _train_tiles(batch, outputs, index, pl_module.label_space)
             self._save(trainer, f"train_{index}", tiles, f"train/panel_{index}")
 
     def _save(self, trainer: pl.Trainer, prefix: str, tiles: Mapping[str, Array], key: str) -> None:
-        folder = trainer.log_dir if trainer.loggers else None
-        if not trainer.is_global_zero:
-            return
         tiles = {name: _shrink(name, tile, self.max_width) for name, tile in tiles.items()}
-        if folder is not None:
-            target = Path(folder) / PANELS_FOLDER / f"step_{trainer.global_step:06d}"
+        if self._folder is not None:
+            target = self._folder / PANELS_FOLDER / f"step_{trainer.global_step:06d}"
             target.mkdir(parents=True, exist_ok=True)
             for name, tile in tiles.items():
                 Image.fromarray(tile).save(target / f"{prefix}_{name}.png")

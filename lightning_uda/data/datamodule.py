@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lightning_uda.data.check import require_usable
 from lightning_uda.data.datasets.base import DatasetError, SegmentationDataset
@@ -18,6 +19,7 @@ from lightning_uda.data.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_lab
 from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, Stream, collate
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
 
+_log = logging.getLogger(__name__)
 _STAGE_SETS = {"fit": ("source", "target", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
@@ -64,6 +66,9 @@ class UDADataModule(LightningDataModule):
         check: bool = True,
     ) -> None:
         super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"data.{name}: found {value}, expected the number of images in a batch, at least 1.")
         self.label_space = get_label_space(label_space)
         self.source = source
         self.target = target
@@ -83,6 +88,8 @@ class UDADataModule(LightningDataModule):
     def datasets(self) -> dict[str, SegmentationDataset]:
         """The datasets that are set, by the name of their argument."""
         sets = {name: getattr(self, name) for name in ("source", "target", "val", "test", "predict")}
+        if self.test is self.val:
+            del sets["test"]
         return {name: dataset for name, dataset in sets.items() if dataset is not None}
 
     def prepare_data(self) -> None:
@@ -105,6 +112,7 @@ class UDADataModule(LightningDataModule):
         for name, dataset in self.datasets.items():
             if name in ("source", "val", "test") and not dataset.has_labels:
                 raise DatasetError(f"data.{name} has no labels, which it needs. Give it a `labels` folder.")
+            self._warn_of_foreign_names(name, dataset)
             if dataset.has_labels and (self._table(dataset) >= UNKNOWN_INDEX).all():
                 raise DatasetError(
                     f"data.{name}: none of its classes {sorted({c for c in dataset.class_ids.values() if c})} is in "
@@ -113,6 +121,7 @@ class UDADataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless paired batches of the streams that the method declares, from the trainer's step on."""
+        self._refuse_short_epochs()
         streams = {name: self._stream(name) for name in self._streams_wanted()}
         done = 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
         paired = PairedStreams(streams, self.batch_size, done, *self._rank)
@@ -134,19 +143,40 @@ class UDADataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every image of `predict` once, in order, with its own size."""
-        images = EvaluationImages(self._require("predict"), self.eval_transform, None, *self._rank)
-        return DataLoader(images, batch_size=1, num_workers=self.num_workers, collate_fn=collate_evaluation)
+        images = EvaluationImages(self._require("predict"), self.eval_transform, None)
+        return self._evaluation_loader(images, batch_size=1)
+
+    def _refuse_short_epochs(self) -> None:
+        trainer = self.trainer
+        if trainer is None or isinstance(trainer.limit_train_batches, float):
+            return
+        if trainer.limit_train_batches < trainer.max_steps * trainer.accumulate_grad_batches:
+            raise ValueError(
+                f"trainer.limit_train_batches: found {trainer.limit_train_batches}, which would show the same batches "
+                "in every epoch; the streams are endless. Leave it out and set trainer.max_steps."
+            )
 
     def _eval_dataloader(self, dataset: SegmentationDataset) -> DataLoader[Any]:
         reader = LabelReader(dataset, self._table(dataset))
-        images = EvaluationImages(dataset, self.eval_transform, reader, *self._rank)
+        return self._evaluation_loader(EvaluationImages(dataset, self.eval_transform, reader), self.eval_batch_size)
+
+    def _evaluation_loader(self, images: EvaluationImages, batch_size: int) -> DataLoader[Any]:
+        rank, world_size = self._rank
         return DataLoader(
             images,
-            batch_size=self.eval_batch_size,
+            batch_size=batch_size,
+            sampler=RankSampler(images, world_size, rank) if world_size > 1 else None,
             num_workers=self.num_workers,
             collate_fn=collate_evaluation,
             pin_memory=self._pin_memory,
         )
+
+    def _warn_of_foreign_names(self, name: str, dataset: SegmentationDataset) -> None:
+        named = {class_name for class_name in dataset.class_ids.values() if class_name is not None}
+        if foreign := sorted(named - set(self.label_space.classes)):
+            _log.warning("data.%s: %s are not in label space %r: void", name, foreign, self.label_space.name)
+        if name == "source" and (missing := sorted(set(self.label_space.classes) - named)):
+            _log.warning("data.source: has no label for %s: never learned", missing)
 
     def _stream(self, name: str) -> Stream:
         dataset = self._require(name)
@@ -184,39 +214,48 @@ def _give_way(worker: int) -> None:
     os.nice(10)
 
 
-class EvaluationImages(Dataset[dict[str, Any]]):
-    """Images in their order, for validation, test and prediction; each rank has every `world_size`-th.
+class RankSampler(DistributedSampler[Any]):
+    """Every `num_replicas`-th image for each rank.
 
-    No image is given to two ranks to even out their numbers, so counts over all ranks are exact.
+    Unlike its base it gives no image to two ranks to even out their numbers, so counts over all ranks are exact. The
+    trainer leaves a distributed sampler as it is.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of this rank, ascending."""
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        """Number of images of this rank."""
+        return len(self._indices)
+
+    @property
+    def _indices(self) -> range:
+        return range(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type]
+
+
+class EvaluationImages(Dataset[dict[str, Any]]):
+    """Images in their order, for validation, test and prediction.
 
     Args:
         dataset: Where images come from.
         transform: Geometry.
         label_reader: Gives label maps; `None` where there are none.
-        rank: This process among the distributed ones.
-        world_size: Number of distributed processes.
     """
 
     def __init__(
-        self,
-        dataset: SegmentationDataset,
-        transform: EvalTransform,
-        label_reader: LabelReader | None,
-        rank: int = 0,
-        world_size: int = 1,
+        self, dataset: SegmentationDataset, transform: EvalTransform, label_reader: LabelReader | None
     ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.label_reader = label_reader
-        self.indices = range(rank, len(dataset), world_size)
 
     def __len__(self) -> int:
-        """Number of images of this rank."""
-        return len(self.indices)
+        """Number of images."""
+        return len(self.dataset)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Image uint8 (3, H, W), mask uint8 (H', W') if labelled, name, and the file's (height, width)."""
-        index = self.indices[item]
         image = self.dataset.load_image(index)
         size = image.shape[:2]
         mask = None if self.label_reader is None else self.label_reader(index)

@@ -150,13 +150,14 @@ def collate(name: str, samples: list[Sample]) -> dict[str, Tensor]:
     """Stacks samples of one stream: images to uint8 (B, 3, H, W), masks to uint8 (B, H, W).
 
     Raises:
-        DatasetError: If the images differ in size.
+        DatasetError: If the images or the masks differ in size.
     """
-    sizes = {sample["image"].shape[1:] for sample in samples}
-    if len(sizes) > 1:
-        found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes))
-        raise DatasetError(
-            f"Images of one {name} batch differ in size (height x width): {found}. Set `resize` or `crop` in the "
-            f"transform of the {name} stream, or a batch size of 1 for evaluation."
-        )
+    for key in samples[0]:
+        sizes = {sample[key].shape[-2:] for sample in samples}
+        if len(sizes) > 1:
+            found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes))
+            raise DatasetError(
+                f"The {key}s of one {name} batch differ in size (height x width): {found}. Set `resize` or `crop` in "
+                f"the transform of the {name} stream, or a batch size of 1 for evaluation."
+            )
     return {key: torch.from_numpy(np.stack([sample[key] for sample in samples])) for key in samples[0]}

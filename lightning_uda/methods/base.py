@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,8 @@ from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.metrics.segmentation import iou_per_class, mean_iou
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.optim import Poly, Schedule
+
+_log = logging.getLogger(__name__)
 
 
 class UDAModule(LightningModule):
@@ -83,6 +86,15 @@ class UDAModule(LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Says so if the last steps will be neither evaluated nor saved."""
+        interval, batches = self.trainer.val_check_batch, self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        if isinstance(interval, int) and self.trainer.datamodule.val is not None and batches % interval:  # type: ignore[attr-defined]
+            _log.warning(
+                "trainer.max_steps is no multiple of trainer.val_check_interval: the last %d batches are not evaluated",
+                batches % interval,
+            )
+
     def step_generator(self, batch_idx: int) -> torch.Generator:
         """Source of all randomness of one training step: a CPU generator keyed by (seed, step, rank)."""
         (state,) = np.random.SeedSequence((self.seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)
@@ -90,7 +102,8 @@ class UDAModule(LightningModule):
 
     def log_step(self, values: Mapping[str, Tensor]) -> None:
         """Logs scalars of a training step as `train/<name>`, the learning rate beside them, at logging steps only."""
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval == 0 or (self.global_step + 1) % interval:
             return
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, prog_bar=True)
@@ -154,7 +167,7 @@ class UDAModule(LightningModule):
         wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         if differing := sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)):
             raise ValueError(
-                f"The checkpoint doesn't fit {type(self).__name__}: {len(differing)} of {len(wanted)} tensors are "
+                f"The checkpoint doesn't fit {type(self).__name__}: {len(differing)} tensors are "
                 f"missing, unknown or of another shape, e.g. {differing[:3]}. Use the config that it was trained with "
                 "(config.yaml in its run folder)."
             )

@@ -89,12 +89,17 @@ class SegmentationNetwork(nn.Module, ABC):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
-        return self.classify(self.encode(self.normalization(image)))
+        return self.classify(self.encode(self._normalized(image)))
 
     def forward_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits as `forward` gives them, and the features they were made from."""
-        features = self.encode(self.normalization(image))
+        features = self.encode(self._normalized(image))
         return self.classify(features), features
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        """Network inputs, in the number format of the weights (which isn't float32 under `precision: bf16-true`)."""
+        inputs: Tensor = self.normalization(image)
+        return inputs.to(next(self.parameters()).dtype)
 
     def batch_norm_modules(self) -> Iterator[nn.Module]:
         """All BatchNorm layers."""

@@ -94,3 +94,29 @@ def test_a_stage_without_its_dataset_is_refused():
         )
     with pytest.raises(DatasetError, match=r"data\.val isn't set"):
         Trainer(**QUIET).validate(SourceOnly(tiny_network(), "camvid"), datamodule=data)
+
+
+def test_epochs_that_would_repeat_batches_and_empty_batches_are_refused():
+    trainer = Trainer(max_steps=6, limit_train_batches=2, **QUIET)
+    with pytest.raises(ValueError, match=r"limit_train_batches: found 2, which would show the same batches"):
+        trainer.fit(SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+    with pytest.raises(ValueError, match=r"data\.batch_size: found 0"):
+        tiny_data(batch_size=0)
+
+
+def test_class_names_that_meet_nothing_are_warned_of(caplog):
+    dataset = TinyDataset()
+    dataset.class_ids = {0: "Sky", 1: "Raod"}
+    tiny_data(source=dataset, target=None, val=None).setup("fit")
+    assert "data.source: ['Raod'] are not in label space 'camvid'" in caplog.text
+    assert "data.source: has no label for ['Bicyclist'" in caplog.text
+
+
+def test_labels_of_different_sizes_in_one_evaluation_batch_are_an_error_that_says_what_to_do():
+    class Mixed(TinyDataset):
+        def load_label(self, index):
+            return super().load_label(index)[: 24 - 4 * index]
+
+    data = tiny_data(val=Mixed(length=2), eval_batch_size=2)
+    with pytest.raises(DatasetError, match="masks of one evaluation batch differ in size"):
+        next(iter(data.val_dataloader()))

@@ -97,5 +97,7 @@ def test_an_unlisted_id_is_an_error_that_names_the_image():
 
 def test_images_of_different_sizes_are_an_error_that_says_what_to_do():
     samples = [{"image": np.zeros((3, 4, size), np.uint8)} for size in (5, 6)]
-    with pytest.raises(DatasetError, match=r"target batch differ in size .*4 x 5, 4 x 6\. Set `resize` or `crop`"):
+    with pytest.raises(
+        DatasetError, match=r"images of one target batch differ in size .*4 x 5, 4 x 6\. Set `resize` or `crop`"
+    ):
         collate("target", samples)

@@ -196,7 +196,7 @@ def _list_images(root: Path, folder: Path, label_folder: Path | None, suffix: st
 
 
 def _list_labels(root: Path, folder: Path, suffix: str) -> dict[str, Path]:
-    _require_folder(root, folder, "labels", " For a set without labels, set `labels: null`.")
+    _require_folder(root, folder, "labels", " For a set without labels, use ImageFolder or set `labels: null`.")
     return _list_files(folder, LABEL_EXTENSIONS, suffix, None)
 
 
@@ -282,14 +282,14 @@ def _class_ids(
     root: Path, class_map: Mapping[int, str | None] | str | None, ignore_ids: Sequence[int]
 ) -> dict[int, str | None]:
     if class_map is None:
-        found = [root / name for name in CLASS_MAP_FILES if (root / name).is_file()]
+        found = [name for name in CLASS_MAP_FILES if (root / name).is_file()]
         if not found:
             raise DatasetError(
                 f"{root}: no class map for the labels. Give `class_map`, raw id to class name with null for void, such "
                 f"as {{0: road, 1: sky, 2: null}}, or write it into {root / CLASS_MAP_FILES[0]} as "
                 '{"ids": {"0": "road", "1": "sky"}, "ignore": 255}; without labels to read, set `labels: null`.'
             )
-        class_map = str(found[0])
+        class_map = found[0]
     if isinstance(class_map, str):
         path = root / Path(class_map).expanduser()
         ids, ignored = _read_class_map(path)

@@ -294,3 +294,13 @@ def test_image_folder_takes_all_images_below_a_folder(tmp_path):
     assert not dataset.has_labels
     with pytest.raises(DatasetError, match="dataset folder not found"):
         ImageFolder(str(tmp_path / "nowhere"))
+
+
+def test_a_relative_root_is_relative_to_the_working_directory(tmp_path, monkeypatch):
+    make_good(tmp_path / "good")
+    absolute = FolderDataset(str(tmp_path / "good"), class_map=CLASS_MAP)
+    (tmp_path / "good/classes.json").write_text(json.dumps({"ids": CLASS_MAP}))
+    monkeypatch.chdir(tmp_path)
+    relative = FolderDataset("good")
+    assert len(relative) == len(absolute)
+    assert dict(relative.class_ids) == dict(absolute.class_ids)

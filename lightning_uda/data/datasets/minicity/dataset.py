@@ -90,10 +90,11 @@ class MiniCity(SegmentationDataset):
     def _render(self, index: int) -> tuple[Array, Array]:
         """Image and label; the last pair is kept, so that asking for both draws once."""
         index = self._checked(index)
-        if self._last is None or self._last[0] != index:
+        last = self._last
+        if last is None or last[0] != index:
             key = (self.seed, SPLITS.index(self.split), list(STYLES).index(self.style), index)
             rng = np.random.default_rng(np.random.SeedSequence(key))
             style = STYLES[self.style]
             image, label = draw_scene(rng, style, self.size)
-            self._last = index, photograph(image, label, style.photography, rng), label
-        return self._last[1], self._last[2]
+            last = self._last = index, photograph(image, label, style.photography, rng), label
+        return last[1], last[2]
