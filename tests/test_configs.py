@@ -9,6 +9,7 @@ import pytest
 
 from lightning_uda.cli import run_trainer
 from lightning_uda.data.label_spaces import CAMVID
+from tests.fixtures.official_layouts import make_bdd100k, make_cityscapes, make_gta5, make_nthu, make_synthia
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("experiment/*/*.yaml")) + sorted(CONFIGS.glob("demo/*.yaml"))
@@ -31,8 +32,32 @@ def camvid(tmp_path):
     return str(tmp_path / "camvid")
 
 
+MAKERS = {"gta5": make_gta5, "synthia": make_synthia, "cityscapes": make_cityscapes, "bdd100k": make_bdd100k}
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    """The public datasets in their official layouts, small, each in a folder of its name."""
+    top = tmp_path_factory.mktemp("benchmarks")
+    for name, make in MAKERS.items():
+        make(top / name)
+    make_nthu(top / "nthu")
+    return top
+
+
+def small_benchmark(pair, top):
+    """Options that bring a published experiment down to small images and a small network."""
+    source, target = pair.split("_to_")
+    arguments = ["--model.network.blocks", "[1,1,1,1]", "--model.network.planes", "[4,4,4,4]"]
+    for name, folder in (("source", source), ("target", target), ("val", target)):
+        arguments += [f"--data.{name}.root", str(top / folder)]
+    for name in ("source", "target"):
+        arguments += [f"--data.{name}_transform.resize", "[32, 64]", f"--data.{name}_transform.crop", "[32, 32]"]
+    return [*arguments, "--data.eval_transform.resize", "[32, 64]", "--data.batch_size", "1"]
+
+
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_experiment_runs_a_step(config, camvid, tmp_path, monkeypatch):
+def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatch):
     arguments = ["fit", "--config", str(config), *FAST]
     if config.parent.name in ("camvid_day_to_dusk", "folders"):
         for name in ("source", "target", "val"):
@@ -41,6 +66,8 @@ def test_experiment_runs_a_step(config, camvid, tmp_path, monkeypatch):
         arguments += ["--data.label_space", "camvid", "--model.network.backbone", "resnet10t"]
         arguments += ["--model.network.pretrained", "false", "--data.source_transform.crop", "[32, 32]"]
         arguments += ["--data.target_transform.crop", "[32, 32]"]
+    if config.parent.name.split("_to_")[0] in MAKERS:
+        arguments += small_benchmark(config.parent.name, benchmarks)
     monkeypatch.chdir(tmp_path)
     cli = run_trainer(arguments)
     assert cli.trainer.global_step == 1

@@ -69,6 +69,13 @@ def runs(tmp_path):
     return [first.parent, second.parent]
 
 
+def text_of(folders):
+    """The table as a console shows it."""
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(format_table(folders))
+    return console.export_text()
+
+
 class Page(HTMLParser):
     """Collects what the tests look at."""
 
@@ -191,6 +198,17 @@ def test_a_class_that_does_not_occur(tmp_path):
     )
     page = page_of(build_report(folders, tmp_path / "report.html"))
     assert page.rows[1:3] == [["road", "-", "30.0", "-"], ["sky", "5.0", "30.0", "+25.0"]]
+
+
+def test_scores_at_further_sizes_are_means_of_their_own(tmp_path):
+    folders = [write_run(tmp_path / name, (20.0, 30.0), classes=("road", "sky")) for name in "ab"]
+    for folder, value in zip(folders, (28.0, 29.5), strict=True):
+        row = {"step": 300, "stage": "val", "miou": 30.0, "iou_road": 1.0, "iou_sky": 5.0}
+        append_row(folder / "iou.csv", row | {"miou_at_512x1024": value, "iou_road_at_512x1024": 2.0})
+    assert load_runs(folders)[0].classes == ["road", "sky"]
+    lines = [line.split() for line in text_of(folders).splitlines()]
+    assert ["mIoU", "at", "512x1024", "28.0", "29.5", "+1.5"] in lines
+    assert not any("road_at" in word for line in lines for word in line)
 
 
 def test_older_pages_are_kept(runs, tmp_path):

@@ -1,9 +1,27 @@
 """What crosses methods: the teacher's update, pictures, tables, predictions, progress."""
 
+from lightning_uda.callbacks.confusion_writer import ConfusionWriter
 from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.callbacks.image_panels import ImagePanels
 from lightning_uda.callbacks.iou_table import IoUTable
-from lightning_uda.callbacks.prediction_writer import PredictionWriter
+from lightning_uda.callbacks.prediction_writer import (
+    CityscapesLabelIds,
+    Colors,
+    PredictionFormat,
+    PredictionWriter,
+    TrainIds,
+)
 from lightning_uda.callbacks.progress_bar import StepProgressBar
 
-__all__ = ["EMATeacher", "ImagePanels", "IoUTable", "PredictionWriter", "StepProgressBar"]
+__all__ = [
+    "CityscapesLabelIds",
+    "Colors",
+    "ConfusionWriter",
+    "EMATeacher",
+    "ImagePanels",
+    "IoUTable",
+    "PredictionFormat",
+    "PredictionWriter",
+    "StepProgressBar",
+    "TrainIds",
+]

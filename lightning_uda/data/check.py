@@ -24,6 +24,7 @@ from lightning_uda.data.label_spaces import IGNORE_INDEX, LabelSpace
 _LISTED_BEFORE_TRAINING = 10
 _LISTED_SIZES = 8
 _BAR_WIDTH = 24
+_NEEDS_RESIZE = "this dataset is known for it: set `resize` in the transform, which brings both to one size."
 
 Size = tuple[int, int]
 Counts = npt.NDArray[np.int64]
@@ -44,7 +45,9 @@ class ScanReport:
         class_images: (C,), label maps that hold each class.
         void_pixels: Labelled pixels that are void in the label space.
         problems: Everything that has to be mended.
-        warnings: What may be meant so: sound label maps without a labelled pixel, class names outside the label space.
+        warnings: What may be meant so: sound label maps without a labelled pixel, class names outside the label space,
+            pairs of different size in a dataset known for them, ids unknown to a dataset that takes such for void, and
+            the dataset's own remarks.
     """
 
     has_labels: bool
@@ -75,6 +78,7 @@ class _Scanned:
     mean_rgb: npt.NDArray[np.float64] | None = None
     raw_counts: Counts | None = None
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
 
 def scan(
@@ -173,10 +177,22 @@ def _scan_label(dataset: SegmentationDataset, index: int, found: _Scanned) -> No
         found.problems.append(file_problem(found.label_file, error))
         return
     found.raw_counts = np.bincount(label.ravel(), minlength=256)
-    wrong = [size_mismatch(label.shape, found.size)]
-    if dataset.strict_ids:
-        wrong.append(unlisted_ids(found.raw_counts, dataset.class_ids))
-    found.problems += [Problem(found.label_file, what) for what in wrong if what]
+    if dataset.sizes_may_differ and (mismatch := size_mismatch(label.shape, found.size, _NEEDS_RESIZE)):
+        found.warnings.append(Problem(found.label_file, mismatch))
+    elif mismatch := size_mismatch(label.shape, found.size):
+        found.problems.append(Problem(found.label_file, mismatch))
+    if dataset.strict_ids and (unlisted := unlisted_ids(found.raw_counts, dataset.class_ids)):
+        found.problems.append(Problem(found.label_file, unlisted))
+    elif unknown := _unknown_ids(found.raw_counts, dataset.class_ids):
+        found.warnings.append(Problem(found.label_file, unknown))
+
+
+def _unknown_ids(counts: Counts, class_ids: Mapping[int, str | None]) -> str | None:
+    unknown = [int(i) for i in np.flatnonzero(counts) if i not in class_ids and i != IGNORE_INDEX]
+    if not unknown:
+        return None
+    pixels = ", ".join(f"{i}: {counts[i]}" for i in unknown)
+    return f"found ids {unknown} (pixels: {pixels}) that this dataset isn't known to hold; they count as void"
 
 
 def _summarize(dataset: SegmentationDataset, label_space: LabelSpace, scanned: list[_Scanned]) -> ScanReport:
@@ -191,10 +207,11 @@ def _summarize(dataset: SegmentationDataset, label_space: LabelSpace, scanned: l
         class_pixels=np.zeros(label_space.num_classes, np.int64),
         class_images=np.zeros(label_space.num_classes, np.int64),
         void_pixels=0,
-        warnings=_foreign_names(dataset, label_space),
+        warnings=[*dataset.remarks(), *_foreign_names(dataset, label_space)],
     )
     for item in scanned:
         report.problems += item.problems
+        report.warnings += item.warnings
         if item.raw_counts is not None:
             _count_classes(report, item, table)
     return report

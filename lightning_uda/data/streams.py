@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -45,7 +46,7 @@ class LabelReader:
             DatasetError: If the file holds an id that the dataset's class map doesn't list.
         """
         raw = self.dataset.load_label(index)
-        mask = self.table[raw]
+        mask = cast(npt.NDArray[np.uint8], cv2.LUT(raw, self.table))
         if self.dataset.strict_ids and (unknown := mask == UNKNOWN_INDEX).any():
             raise DatasetError(
                 f"Label of {self.dataset.name(index)!r} holds ids {sorted(set(raw[unknown].tolist()))}, which are "
@@ -92,7 +93,7 @@ class Stream:
         mask = None if self.label_reader is None else self.label_reader(index)
         (transform_seed,) = np.random.SeedSequence((*self.key, 1, position)).generate_state(1)
         image, mask = self.transform(image, mask, int(transform_seed))
-        sample = {"image": np.ascontiguousarray(image.transpose(2, 0, 1))}
+        sample = {"image": cast(npt.NDArray[np.uint8], np.stack(cv2.split(image)))}
         return sample if mask is None else {**sample, "mask": np.ascontiguousarray(mask)}
 
 

@@ -3,42 +3,75 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_uda.losses.cross_entropy import upsample
+Size = tuple[int, int]
+"""Height and width."""
+
+Scores = Callable[[Size], Tensor]
+"""Gives class scores float (N, C, *size) for a height and width; the network has been run already."""
 
 
 class Inference(ABC):
-    """Test-time policy."""
+    """Test-time policy: puts images through the network, then gives class scores at any size.
+
+    Attributes:
+        gives_probabilities: Whether scores are probabilities; they are logits otherwise.
+    """
+
+    gives_probabilities: bool = False
 
     @abstractmethod
-    def __call__(self, network: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class scores of a batch at the wanted size.
+    def scores(self, network: nn.Module, image: Tensor) -> Scores:
+        """Puts a batch through the network.
 
         Args:
             network: Gives logits (N, C, h, w) for images.
             image: RGB float (N, 3, H, W) in [0, 1].
-            size: Height and width of the result.
 
         Returns:
-            float (N, C, *size); the arg-max over C is the prediction.
+            What gives the scores at a wanted size; the arg-max over C is the prediction. Asked for several sizes, it
+            doesn't run the network again. Its results are not to be changed in place.
         """
+
+    def __call__(self, network: nn.Module, image: Tensor, size: Size) -> Tensor:
+        """Class scores of a batch, float (N, C, *size); arguments as in `scores`."""
+        return self.scores(network, image)(size)
 
 
 class WholeImage(Inference):
-    """One pass over the whole image; logits upsampled bilinearly with aligned corners (DACS, as published).
+    """One pass over the whole image; logits upsampled bilinearly (DACS, as published).
 
     Args:
         resize: Height and width the image is brought to before the pass (bilinear, antialiased); `None` keeps it.
+        align_corners: Whether corners stay aligned when logits are upsampled: yes for DeepLab-v2 and its family, no for
+            DAFormer's networks.
     """
 
-    def __init__(self, resize: tuple[int, int] | None = None) -> None:
+    def __init__(self, resize: tuple[int, int] | None = None, align_corners: bool = True) -> None:
         self.resize = resize
+        self.align_corners = align_corners
 
-    def __call__(self, network: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits float (N, C, *size)."""
-        if self.resize is not None and self.resize != tuple(image.shape[-2:]):
-            image = F.interpolate(image, size=self.resize, mode="bilinear", antialias=True)
-        return upsample(network(image), size)
+    def scores(self, network: nn.Module, image: Tensor) -> Scores:
+        """Logits of the pass."""
+        if self.resize is not None:
+            image = resize_image(image, self.resize)
+        logits = network(image)
+        return lambda size: resize_logits(logits, size, self.align_corners)
+
+
+def resize_image(image: Tensor, size: Size) -> Tensor:
+    """Antialiased bilinear resizing of images float (N, 3, H, W), as Pillow does it."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def resize_logits(logits: Tensor, size: Size, align_corners: bool) -> Tensor:
+    """Bilinear resizing of (N, C, h, w) to (N, C, *size); logits of that size are given back as they are."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
-from lightning_uda.data.label_spaces import IGNORE_INDEX, get_label_space
+from lightning_uda.data.label_spaces import get_label_space
 from lightning_uda.inference import Inference, WholeImage
-from lightning_uda.metrics.segmentation import iou_per_class, mean_iou
+from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, resize_labels, size_name
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.optim import Poly, Schedule
 
@@ -37,6 +36,7 @@ class UDAModule(LightningModule):
         schedule: Learning-rate factor over the steps.
         inference: How images are put through the network at test time.
         seed: Key of the random numbers of training steps; the CLI links it to `seed_everything`.
+        scoring: Sizes at which predictions are scored besides that of the labels, and classes that count as others.
     """
 
     streams: ClassVar[Sequence[str]] = ("source",)
@@ -54,6 +54,7 @@ class UDAModule(LightningModule):
         schedule: Schedule = Poly(power=0.9),
         inference: Inference = WholeImage(),
         seed: int = 0,
+        scoring: Scoring = Scoring(),
     ) -> None:
         super().__init__()
         self.student = network
@@ -67,7 +68,11 @@ class UDAModule(LightningModule):
         self.schedule = schedule
         self.inference = inference
         self.seed = seed
-        self.confusion = MulticlassConfusionMatrix(network.num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
+        self.scoring = scoring
+        self.confusion = scoring.new_confusion(self.label_space)
+        self.confusions_at = nn.ModuleDict(
+            {size_name(size): scoring.new_confusion(self.label_space) for size in scoring.sizes}
+        )
 
     def evaluated_network(self) -> SegmentationNetwork:
         """The network that validation, test and prediction run."""
@@ -111,28 +116,32 @@ class UDAModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the previous evaluation."""
-        self.confusion.reset()
+        for confusion in self._confusions().values():
+            confusion.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Adds a batch to the confusion matrix.
+        """Adds a batch to the confusion matrices, of one pass through the network.
 
         Returns:
             "pred": arg-max labels, int64 (N, H, W), at the size of the masks.
         """
         mask = batch["mask"].long()
-        prediction = self.predict_labels(batch["image"], size_of(mask))
+        scores = self.inference.scores(self.evaluated_network(), to_float(batch["image"]))
+        prediction = scores(size_of(mask)).argmax(dim=1)
         self.confusion.update(prediction, mask)
+        for size in self.scoring.sizes:
+            self._confusions()[size_name(size)].update(scores(size).argmax(dim=1), resize_labels(mask, size))
         return {"pred": prediction}
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/miou`, the mean IoU over all classes in percent."""
+        """Logs `val/miou`, the mean IoU over all classes in percent, and `val/miou_at_<size>`."""
         self._log_miou("val")
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        """Logs `test/miou`, in percent."""
+        """Logs `test/miou` and `test/miou_at_<size>`, in percent."""
         self._log_miou("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -173,8 +182,14 @@ class UDAModule(LightningModule):
             )
 
     def _log_miou(self, stage: str) -> None:
-        miou = mean_iou(iou_per_class(self.confusion.compute()))
-        self.log(f"{stage}/miou", 100 * miou.float(), prog_bar=True)
+        for size, confusion in self._confusions().items():
+            miou = mean_iou(iou_per_class(confusion.compute()))
+            self.log(f"{stage}/{at_size('miou', size)}", 100 * miou.float(), prog_bar=True)
+
+    def _confusions(self) -> dict[str | None, Confusion]:
+        """All matrices: at the size of the labels (`None`) and at the sizes of `scoring`."""
+        others = cast(Mapping[str, Confusion], self.confusions_at)
+        return {None: self.confusion, **dict(others.items())}
 
 
 class TeacherModule(UDAModule):
@@ -188,6 +203,7 @@ class TeacherModule(UDAModule):
         inference: As in `UDAModule`.
         evaluate: Which network validation, test and prediction run: "student" (DACS) or "teacher".
         seed: As in `UDAModule`.
+        scoring: As in `UDAModule`.
     """
 
     teacher: SegmentationNetwork
@@ -203,8 +219,9 @@ class TeacherModule(UDAModule):
         inference: Inference = WholeImage(),
         evaluate: Literal["student", "teacher"] = "student",
         seed: int = 0,
+        scoring: Scoring = Scoring(),
     ) -> None:
-        super().__init__(network, label_space, optimizer, schedule, inference, seed)
+        super().__init__(network, label_space, optimizer, schedule, inference, seed, scoring)
         self.teacher = copy.deepcopy(network).requires_grad_(False)
         self.evaluate = evaluate
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.losses import cross_entropy, weighted_cross_entropy
 from lightning_uda.methods.base import TeacherModule, size_of, to_float
+from lightning_uda.metrics import Scoring
 from lightning_uda.mixing import class_mix, paste
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.optim import Poly, Schedule
@@ -38,6 +39,7 @@ class DACS(TeacherModule):
         inference: How images are put through the network at test time.
         evaluate: Which network validation, test and prediction run.
         seed: Key of the random numbers of training steps; the CLI links it to `seed_everything`.
+        scoring: Sizes and classes that are scored beside the native ones.
     """
 
     streams: ClassVar = ("source", "target")
@@ -56,8 +58,9 @@ class DACS(TeacherModule):
         inference: Inference = WholeImage(),
         evaluate: Literal["student", "teacher"] = "student",
         seed: int = 0,
+        scoring: Scoring = Scoring(),
     ) -> None:
-        super().__init__(network, label_space, optimizer, schedule, inference, evaluate, seed)
+        super().__init__(network, label_space, optimizer, schedule, inference, evaluate, seed, scoring)
         self.pixel_weighting = pixel_weighting
         self.augmentation = augmentation
         self.include_ignore = include_ignore

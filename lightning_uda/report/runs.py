@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lightning_uda.data.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
+from lightning_uda.metrics import scored_size
 
 FILES = ("metrics.csv", "iou.csv")
 
@@ -42,11 +43,12 @@ class Run:
     @property
     def classes(self) -> list[str]:
         """Class names, in the order of train ids."""
-        return [column.removeprefix("iou_") for column in self.evaluations[-1] if column.startswith("iou_")]
+        columns = [column for column in self.evaluations[-1] if column.startswith("iou_")]
+        return [column.removeprefix("iou_") for column in columns if scored_size(column) is None]
 
     @property
     def means(self) -> list[str]:
-        """Columns of mean IoUs: `miou` and `miou_<subset>`."""
+        """Columns of mean IoUs: `miou` and `miou_<subset>`, and these with `_at_<size>`."""
         return [column for column in self.evaluations[-1] if column.startswith("miou")]
 
     @property

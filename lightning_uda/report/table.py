@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_uda.data.label_spaces import LabelSpace
+from lightning_uda.metrics import mean_label
 from lightning_uda.report.runs import Run, label_space_of
 
 
@@ -40,7 +41,7 @@ def rows_of(runs: Sequence[Run], space: LabelSpace | None) -> Iterable[dict[str,
         gain, trend = gain_of(values[0], values[-1])
         name = column.removeprefix("iou_")
         yield {
-            "label": _mean_label(column) if column in means else name,
+            "label": mean_label(column) if column in means else name,
             "mean": column in means,
             "first_mean": column == means[0],
             "color": space.palette[classes.index(name)] if space and column not in means else None,
@@ -68,7 +69,3 @@ def gain_of(first: float | None, last: float | None) -> tuple[str, str]:
         return "-", ""
     gain = round(round(last, 1) - round(first, 1), 1)
     return f"{gain:+.1f}", "up" if gain > 0 else "down" if gain < 0 else ""
-
-
-def _mean_label(column: str) -> str:
-    return "mIoU" if column == "miou" else f"mIoU ({column.removeprefix('miou_')})"

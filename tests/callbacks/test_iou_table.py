@@ -50,6 +50,23 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class ModuleWithSizes(Module):
+    """Scored at 1 x 2 too, where one of two valid pixels is road."""
+
+    def __init__(self):
+        super().__init__()
+        self.confusions_at = torch.nn.ModuleDict({"1x2": MulticlassConfusionMatrix(3, ignore_index=255)})
+
+    def validation_step(self, batch, batch_idx):
+        self.confusions_at["1x2"].reset()
+        self.confusions_at["1x2"].update(torch.tensor([0, 0]), torch.tensor([0, 1]))
+        return super().validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        self.log("val/miou_at_1x2", 25.0)
+
+
 def masks():
     mask = torch.zeros(1, 2, 4, dtype=torch.uint8)
     mask[0, 0, :2] = 1
@@ -78,9 +95,9 @@ def console(monkeypatch):
     return recorder
 
 
-def fit(folder, callback):
+def fit(folder, callback, module=None):
     trainer = trainer_of(folder, callback)
-    trainer.fit(Module(), DataLoader(range(8), batch_size=1), masks())
+    trainer.fit(module or Module(), DataLoader(range(8), batch_size=1), masks())
     return trainer
 
 
@@ -155,6 +172,27 @@ def test_validate_and_test_print_the_table_and_keep_earlier_rows(tmp_path, conso
     assert "IoU per class, validation at step 0" in text
     assert "IoU per class, test at step 0" in text
     assert trainer.callback_metrics["test/iou_sky"] == 0.0
+
+
+def test_scores_at_further_sizes_stand_beside_the_others(tmp_path, console):
+    trainer = fit(tmp_path, IoUTable(), ModuleWithSizes())
+    rows = read(tmp_path / "run/version_0/iou.csv")
+    assert list(rows[0]) == [
+        "step", "stage", "miou", "miou_2", "iou_road", "iou_sky", "iou_tram",
+        "miou_at_1x2", "miou_2_at_1x2", "iou_road_at_1x2", "iou_sky_at_1x2", "iou_tram_at_1x2",
+    ]  # fmt: skip
+    assert [rows[1][name] for name in ("miou", "iou_road", "miou_at_1x2", "iou_road_at_1x2", "iou_tram_at_1x2")] == [
+        "37.5", "75.0", "25.0", "50.0", "",
+    ]  # fmt: skip
+    assert trainer.callback_metrics["val/miou_2_at_1x2"] == 25.0
+    assert trainer.callback_metrics["val/iou_road_at_1x2"] == 50.0
+    lines = console.export_text().splitlines()
+    assert "step 4  mIoU 37.5  mIoU (2) 37.5  mIoU at 1x2 25.0  mIoU (2) at 1x2 25.0" in lines
+    assert next(line for line in lines if "IoU %" in line).split() == ["class", "IoU", "%", "at", "1x2", "pixels", "%"]
+    road = next(line for line in lines if "road" in line).split()
+    assert (road[2], road[-2:]) == ("75.0", ["50.0", "75.0"])
+    mean = next(line for line in lines if line.split()[:1] == ["mIoU"]).split()
+    assert (mean[1], mean[-1]) == ("37.5", "25.0")
 
 
 def test_rows_with_new_columns_join_the_earlier_rows(tmp_path):

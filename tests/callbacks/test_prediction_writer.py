@@ -1,3 +1,5 @@
+import zipfile
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -5,8 +7,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lightning_uda.callbacks.prediction_writer import PredictionWriter
-from lightning_uda.data.label_spaces import CITYSCAPES
+from lightning_uda.callbacks.prediction_writer import CityscapesLabelIds, Colors, PredictionWriter, TrainIds
+from lightning_uda.data.label_spaces import CAMVID, CITYSCAPES, CITYSCAPES16
 
 
 class Module(pl.LightningModule):
@@ -25,10 +27,10 @@ def batches():
     return [{"pred": first, "name": ["aachen_0", "aachen_1"]}, {"pred": second, "name": ["bonn_0"]}]
 
 
-def predict(folder, data=None):
-    module = Module()
+def predict(folder, data=None, module=None, **kwargs):
+    module = module or Module()
     trainer = pl.Trainer(
-        accelerator="cpu", logger=False, callbacks=[PredictionWriter(folder)], enable_progress_bar=False,
+        accelerator="cpu", logger=False, callbacks=[PredictionWriter(folder, **kwargs)], enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     trainer.predict(module, DataLoader(data or batches(), batch_size=None), return_predictions=False)
@@ -82,3 +84,97 @@ def test_other_stages_need_no_folder(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "id" / "bonn_0.png")
     PredictionWriter(tmp_path).setup(None, None, "fit")
     assert not (tmp_path / "color").exists()
+
+
+FRAME = "frankfurt/frankfurt_000000_000294_leftImg8bit"
+
+
+def submission(**kwargs):
+    return [CityscapesLabelIds(zip=True, **kwargs)]
+
+
+def frames(*names, size=(1024, 2048), value=13):
+    return [{"pred": torch.full((1, *size), value, dtype=torch.uint8), "name": [name]} for name in names]
+
+
+def test_what_the_test_server_wants(tmp_path):
+    predict(tmp_path, frames(FRAME, "lindau_000001_000019"), outputs=submission())
+    names = ["frankfurt/frankfurt_000000_000294_pred_labelIds.png", "lindau_000001_000019_pred_labelIds.png"]
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert written == ["label_ids.zip", *(f"label_ids/{name}" for name in names)]
+    with zipfile.ZipFile(tmp_path / "label_ids.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == names
+        with archive.open(names[0]) as file:
+            image = Image.open(file)
+            assert (image.mode, image.size) == ("L", (2048, 1024))
+            assert np.unique(np.asarray(image)).tolist() == [26]
+
+
+@pytest.mark.parametrize(("space", "key"), [(CITYSCAPES, "19"), (CITYSCAPES16, "16")])
+def test_label_ids_are_those_of_the_published_tables(golden, space, key):
+    expected = golden("cbst_label_luts").numpy(f"train{key}_to_cityscapes_id")
+    train_ids = np.arange(space.num_classes, dtype=np.uint8)[None]
+    written = CityscapesLabelIds(size=None).encode(train_ids, space)
+    assert written.dtype == np.uint8
+    np.testing.assert_array_equal(written[0], expected)
+
+
+def test_all_outputs_of_one_run(tmp_path):
+    outputs = [TrainIds(), Colors(), CityscapesLabelIds(size=None)]
+    predict(tmp_path, outputs=outputs)
+    assert {path.parent.name: path.name for path in sorted(tmp_path.rglob("bonn_0*.png"))} == {
+        "color": "bonn_0.png", "id": "bonn_0.png", "label_ids": "bonn_0_pred_labelIds.png",
+    }  # fmt: skip
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_predictions_of_another_size_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"prediction of 512 x 1024 .* expects 1024 x 2048.*original images"):
+        predict(tmp_path, frames(FRAME, size=(512, 1024)), outputs=submission())
+
+
+def test_classes_without_a_cityscapes_id_are_refused_before_anything_is_predicted(tmp_path):
+    module = Module()
+    module.label_space = CAMVID
+    with pytest.raises(ValueError, match=r"label space 'camvid' has classes \['Sky'.* no Cityscapes id"):
+        predict(tmp_path / "new", module=module, outputs=submission())
+    assert module.predicted == 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupted_run_leaves_no_zip(tmp_path, monkeypatch):
+    data = [*frames("a", size=(4, 6)), {"pred": None, "name": ["b"]}]
+    with pytest.raises(AttributeError):
+        predict(tmp_path, data, outputs=submission(size=None))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a_pred_labelIds.png"]
+
+    def stopped(self, filename, *args, **kwargs):
+        write(self, filename, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    write = zipfile.ZipFile.write
+    monkeypatch.setattr(zipfile.ZipFile, "write", stopped)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        predict(tmp_path / "again", frames("a", size=(4, 6)), outputs=submission(size=None))
+    assert [path.name for path in (tmp_path / "again").rglob("*") if path.is_file()] == ["a_pred_labelIds.png"]
+
+
+def test_an_earlier_zip_is_not_overwritten(tmp_path):
+    (tmp_path / "label_ids.zip").write_bytes(b"earlier")
+    module = Module()
+    with pytest.raises(FileExistsError, match=r"label_ids\.zip is already there"):
+        predict(tmp_path, module=module, outputs=submission(size=None))
+    assert module.predicted == 0
+    assert (tmp_path / "label_ids.zip").read_bytes() == b"earlier"
+
+
+def test_names_that_differ_by_the_ending_alone_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Two images are named 'a_leftImg8bit'"):
+        predict(tmp_path, frames("a", "a_leftImg8bit", size=(4, 6)), outputs=submission(size=None))
+
+
+@pytest.mark.parametrize("outputs", [[], [Colors(), Colors()]])
+def test_outputs_need_folders_of_their_own(tmp_path, outputs):
+    with pytest.raises(ValueError, match=r"expected at least one, each of its own"):
+        PredictionWriter(tmp_path, outputs)

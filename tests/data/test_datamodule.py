@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_uda.data.datasets.base import DatasetError, Problem
-from lightning_uda.data.transforms import EvalTransform
+from lightning_uda.data.transforms import EvalTransform, TrainTransform
 from lightning_uda.methods import DACS, SourceOnly
 from tests.fixtures.tiny import TinyDataset, tiny_data, tiny_network
 
@@ -120,3 +120,85 @@ def test_labels_of_different_sizes_in_one_evaluation_batch_are_an_error_that_say
     data = tiny_data(val=Mixed(length=2), eval_batch_size=2)
     with pytest.raises(DatasetError, match="masks of one evaluation batch differ in size"):
         next(iter(data.val_dataloader()))
+
+
+class Frozen(TinyDataset):
+    """Stands for a TinyDataset whose images can't be read any more."""
+
+    __module__, __qualname__ = TinyDataset.__module__, TinyDataset.__qualname__
+
+    def load_image(self, index):
+        raise AssertionError("an image was read from the dataset")
+
+
+Frozen.__name__ = "TinyDataset"
+
+RESIZED = {
+    "source_transform": TrainTransform(resize=(18, 24), interpolation="bicubic", crop=(16, 16), horizontal_flip=0.5),
+    "target_transform": TrainTransform(resize=(16, 20), crop=(16, 16)),
+}
+
+
+def cached_data(folder, cache_format="png", dataset=TinyDataset, labels="native", **kwargs):
+    sets = {
+        "source": dataset(seed=1),
+        "target": dataset(length=7, seed=2, has_labels=False),
+        "val": dataset(length=3, seed=3),
+    }
+    evaluation = EvalTransform(resize=(12, 16), labels=labels)
+    settings = {**RESIZED, **sets, "eval_transform": evaluation, "cache_dir": folder and str(folder), **kwargs}
+    return tiny_data(cache_format=cache_format, **settings)
+
+
+@pytest.mark.parametrize("labels", ["native", "resized"])
+@pytest.mark.parametrize("cache_format", ["png", "memmap"])
+def test_a_cache_changes_no_batch(tmp_path, cache_format, labels):
+    plain = cached_data(None, labels=labels)
+    cached_data(tmp_path, cache_format, labels=labels).prepare_data()
+    built = cached_data(tmp_path, cache_format, Frozen, labels, num_workers=2)
+    for a, b in zip(islice(plain.train_dataloader(), 6), islice(built.train_dataloader(), 6), strict=True):
+        assert torch.equal(a["source"]["image"], b["source"]["image"])
+        assert torch.equal(a["source"]["mask"], b["source"]["mask"])
+        assert torch.equal(a["target"]["image"], b["target"]["image"])
+    for a, b in zip(plain.val_dataloader(), built.val_dataloader(), strict=True):
+        assert list(a) == list(b)
+        assert a["name"] == b["name"]
+        assert torch.equal(a["image"], b["image"])
+        assert torch.equal(a["mask"], b["mask"])
+    assert a["mask"].shape[1:] == ((24, 32) if labels == "native" else (12, 16))
+
+
+def test_without_its_files_a_cache_changes_no_batch_either(tmp_path):
+    a, b = (next(iter(cached_data(folder).train_dataloader())) for folder in (None, tmp_path))
+    assert torch.equal(a["source"]["image"], b["source"]["image"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_builds_the_caches_it_needs_before_training(tmp_path):
+    data = cached_data(tmp_path, val=None)
+    Trainer(max_steps=2, **QUIET).fit(DACS(tiny_network(), "camvid"), datamodule=data)
+    kinds = sorted(folder.name.rsplit("-", 1)[0] for folder in tmp_path.iterdir())
+    assert kinds == [
+        "TinyDataset-images-16x20-bilinear-png",
+        "TinyDataset-images-18x24-bicubic-png",
+        "TinyDataset-labels-18x24-nearest-png",
+    ]
+    assert sorted(len(list(folder.glob("*.png"))) for folder in tmp_path.iterdir()) == [7, 10, 10]
+
+
+def test_prediction_and_sets_that_are_not_resized_are_read_from_their_files(tmp_path):
+    data = cached_data(tmp_path, predict=TinyDataset(length=2, seed=9))
+    batch = next(iter(data.predict_dataloader()))
+    assert batch["size"] == [(24, 32)]
+    assert batch["image"].shape == (1, 3, 12, 16)
+    whole = cached_data(tmp_path, source_transform=TrainTransform(), target_transform=TrainTransform(), val=None)
+    whole.prepare_data()
+    assert next(iter(whole.train_dataloader()))["source"]["image"].shape == (2, 3, 24, 32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_does_not_fit_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_uda.data.cache._free", lambda folder: 1000)
+    with pytest.raises(DatasetError, match=r"the cache needs about .* but only 0\.0 MB are free"):
+        Trainer(max_steps=1, **QUIET).fit(DACS(tiny_network(), "camvid"), datamodule=cached_data(tmp_path))
+    assert list(tmp_path.iterdir()) == []

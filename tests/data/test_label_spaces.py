@@ -11,6 +11,10 @@ from lightning_uda.data.label_spaces import (
     CITYSCAPES_IDS,
     IGNORE_INDEX,
     LABEL_SPACES,
+    NTHU13,
+    NTHU_IDS,
+    NTHU_MERGED,
+    NTHU_MERGED_TRAIN_AS_BUS,
     SYNTHIA_IDS,
     TRAIN_IDS,
     UNKNOWN_INDEX,
@@ -126,5 +130,77 @@ def test_bad_yaml_is_named(tmp_path, text, found):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'cityscape': expected one of \['camvid', 'cityscapes', 'cityscapes16'\]"):
+    with pytest.raises(
+        ValueError, match=r"'cityscape': expected one of \['camvid', 'cityscapes', 'cityscapes16', 'nthu13'\]"
+    ):
         get_label_space("cityscape")
+
+
+@pytest.fixture(scope="module")
+def luts():
+    with np.load(GOLDEN / "cbst_label_luts.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def nthu():
+    with np.load(GOLDEN / "cbst_nthu.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize(
+    ("key", "space", "class_ids"),
+    [
+        ("cityscapes_id_to_19", CITYSCAPES, CITYSCAPES_IDS),
+        ("cityscapes_id_to_16", CITYSCAPES16, CITYSCAPES_IDS),
+        ("synthia_id_to_16", CITYSCAPES16, SYNTHIA_IDS),
+    ],
+)
+def test_id_tables_equal_those_of_the_other_reference(luts, key, space, class_ids):
+    np.testing.assert_array_equal(space.lookup_table(class_ids), luts[key])
+
+
+def test_16_classes_equal_the_reference(luts):
+    assert list(CITYSCAPES16.classes) == luts["names16"].tolist()
+    assert CITYSCAPES16.subset_indices("13") == luts["idx13_in_16"].tolist()
+    np.testing.assert_array_equal(CITYSCAPES16.table_from(CITYSCAPES), luts["train19_to_16"])
+
+
+@pytest.mark.parametrize(
+    ("space", "key"), [(CITYSCAPES, "train19_to_cityscapes_id"), (CITYSCAPES16, "train16_to_cityscapes_id")]
+)
+def test_raw_ids_for_submission_equal_the_reference(luts, space, key):
+    table = space.raw_id_table(CITYSCAPES_IDS)
+    assert table.dtype == np.uint8
+    np.testing.assert_array_equal(table[: space.num_classes], luts[key])
+    assert set(table[space.num_classes :]) == {0}
+
+
+def test_raw_ids_need_every_class_and_take_the_lowest():
+    with pytest.raises(ValueError, match=r"no raw id stands for \['wall', 'fence'"):
+        CITYSCAPES.raw_id_table(NTHU_IDS)
+    space = LabelSpace("one", ("road",), ((0, 0, 0),))
+    assert space.raw_id_table({9: "road", 4: "road", 2: None}, void=7)[:3].tolist() == [4, 7, 7]
+
+
+def test_nthu_classes_equal_the_reference(nthu):
+    assert list(NTHU13.classes) == nthu["names13"].tolist()
+    assert NTHU13.classes == CITYSCAPES.subsets["13"]
+
+
+@pytest.mark.parametrize(
+    ("merged", "suffix"), [(NTHU_MERGED, ""), (NTHU_MERGED_TRAIN_AS_BUS, "_train_as_bus")], ids=["miss", "bus"]
+)
+def test_nthu_predictions_equal_the_reference(nthu, merged, suffix):
+    table = NTHU13.table_from(CITYSCAPES, merged, missing=NTHU13.num_classes)
+    np.testing.assert_array_equal(table, nthu[f"lut19_to_13{suffix}"])
+    predicted, truth = table[nthu["pred19"]], nthu["gt13"]
+    np.testing.assert_array_equal(predicted, nthu[f"pred13{suffix}"])
+    valid = truth != IGNORE_INDEX
+    confusion = np.bincount(truth[valid].astype(np.int64) * 14 + predicted[valid], minlength=196).reshape(14, 14)
+    np.testing.assert_array_equal(confusion, nthu[f"confusion{suffix}"])
+
+
+def test_merging_unknown_classes_is_refused():
+    with pytest.raises(ValueError, match=r"'cityscapes' into 'nthu13': found unknown classes \['hedge', 'tram'\]"):
+        NTHU13.table_from(CITYSCAPES, {"tram": "bus", "terrain": "hedge"})

@@ -1,25 +1,35 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
 from lightning_uda.inference import WholeImage
+from tests.inference.networks import Recorder, images, strided
 
 
-def test_whole_image_upsamples_the_logits_of_one_pass_with_aligned_corners():
-    image = torch.rand(2, 3, 12, 16)
-    logits = WholeImage()(lambda x: x[:, :2, ::4, ::4], image, (24, 32))
-    expected = F.interpolate(image[:, :2, ::4, ::4], size=(24, 32), mode="bilinear", align_corners=True)
-    assert torch.equal(logits, expected)
+@torch.no_grad()
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_logits_are_upsampled_with_or_without_aligned_corners(align_corners):
+    network, image = strided(), images(2, 3, 16, 24)
+    scores = WholeImage(align_corners=align_corners)(network, image, (32, 50))
+    expected = F.interpolate(network(image), (32, 50), mode="bilinear", align_corners=align_corners)
+    assert torch.equal(scores, expected)
 
 
-def test_whole_image_brings_images_to_the_size_asked_for():
-    shown = []
+@torch.no_grad()
+def test_the_image_is_resized_before_the_pass():
+    network, image = Recorder(strided()), images(1, 3, 20, 30)
+    scores = WholeImage(resize=(8, 12))(network, image, (20, 30))
+    assert network.shapes == [(1, 3, 8, 12)]
+    resized = F.interpolate(image, (8, 12), mode="bilinear", antialias=True)
+    assert torch.equal(network.inputs[0], resized)
+    assert scores.shape == (1, 5, 20, 30)
 
-    def network(image):
-        shown.append(image)
-        return image
 
-    image = torch.rand(1, 3, 12, 16)
-    assert WholeImage(resize=(6, 8))(network, image, (12, 16)).shape == (1, 3, 12, 16)
-    assert torch.equal(shown[0], F.interpolate(image, size=(6, 8), mode="bilinear", antialias=True))
-    WholeImage(resize=(12, 16))(network, image, (12, 16))
-    assert shown[1] is image
+@torch.no_grad()
+def test_several_sizes_take_one_pass():
+    network, image = Recorder(strided()), images(1, 3, 16, 24)
+    scores = WholeImage().scores(network, image)
+    sizes = [(16, 24), (8, 12), (40, 31)]
+    for size in sizes:
+        assert torch.equal(scores(size), WholeImage()(network.network, image, size))
+    assert len(network.inputs) == 1

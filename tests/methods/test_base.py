@@ -1,13 +1,20 @@
+import csv
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 
-from lightning_uda.methods import DACS, SourceOnly
-from lightning_uda.metrics.segmentation import iou_per_class, mean_iou
+from lightning_uda.callbacks import IoUTable
+from lightning_uda.inference import MultiScale, SlidingWindow
+from lightning_uda.methods import DACS, SourceOnly, TeacherModule
+from lightning_uda.metrics import Scoring, iou_per_class, mean_iou
 from lightning_uda.optim import Poly
-from tests.fixtures.tiny import TinyDataset, tiny_data, tiny_network
+from tests.fixtures.tiny import TinyDataset, TinyNetwork, tiny_data, tiny_network
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
@@ -88,6 +95,80 @@ def test_validation_gives_the_mean_iou_of_all_images(tmp_path):
     assert metrics["val/miou"] == pytest.approx(100 * mean_iou(iou_per_class(confusion)).item())
     (tested,) = Trainer(logger=False, **QUIET).test(module, datamodule=data, verbose=False)
     assert tested["test/miou"] == pytest.approx(metrics["val/miou"])
+
+
+class CountedNetwork(TinyNetwork):
+    """Counts its passes."""
+
+    passes = 0
+
+    def encode(self, inputs):
+        self.passes += 1
+        return super().encode(inputs)
+
+
+def expected_miou(module, data, size, merged=None):
+    """Mean IoU in percent of arg-max labels, one image after the other; labels resized by Pillow."""
+    confusion = torch.zeros(11, 11, dtype=torch.long)
+    module.eval()
+    for batch in data.val_dataloader():
+        logits = F.interpolate(module.student(batch["image"] / 255), size, mode="bilinear", align_corners=True)
+        predicted = logits.argmax(dim=1)[0]
+        predicted = predicted if merged is None else merged[predicted]
+        image = Image.fromarray(batch["mask"][0].numpy()).resize(size[::-1], Image.Resampling.NEAREST)
+        mask = torch.from_numpy(np.asarray(image).astype(np.int64))
+        valid = mask != 255
+        confusion += torch.bincount(11 * mask[valid] + predicted[valid], minlength=121).view(11, 11)
+    return 100 * mean_iou(iou_per_class(confusion)).item()
+
+
+@pytest.mark.parametrize("kind", [SourceOnly, TeacherModule])
+def test_predictions_are_scored_at_further_sizes_too_in_one_pass(kind):
+    torch.manual_seed(0)
+    module = kind(CountedNetwork(), "camvid", scoring=Scoring(sizes=[(12, 16), (30, 41)]))
+    data = tiny_data()
+    (metrics,) = Trainer(logger=False, **QUIET).validate(module, datamodule=data, verbose=False)
+    assert module.student.passes == 3
+    assert set(metrics) == {"val/miou", "val/miou_at_12x16", "val/miou_at_30x41"}
+    for name, size in (("", (24, 32)), ("_at_12x16", (12, 16)), ("_at_30x41", (30, 41))):
+        assert metrics[f"val/miou{name}"] == pytest.approx(expected_miou(module, data, size)), name
+    assert len(set(metrics.values())) == 3
+    (again,) = Trainer(logger=False, **QUIET).validate(module, datamodule=data, verbose=False)
+    assert again == metrics
+    (tested,) = Trainer(logger=False, **QUIET).test(module, datamodule=data, verbose=False)
+    assert tested == {name.replace("val/", "test/"): value for name, value in metrics.items()}
+
+
+def test_the_table_of_a_run_holds_scores_at_further_sizes(tmp_path):
+    module = SourceOnly(tiny_network(), "camvid", scoring=Scoring(sizes=[(12, 16)]))
+    trainer = Trainer(logger=CSVLogger(tmp_path, name="", version="log"), callbacks=[IoUTable(False)], **QUIET)
+    (metrics,) = trainer.validate(module, datamodule=tiny_data(), verbose=False)
+    with (tmp_path / "log" / "iou.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["miou_at_12x16"]) == pytest.approx(metrics["val/miou_at_12x16"], abs=1e-4)
+    assert float(row["iou_Sky_at_12x16"]) == pytest.approx(metrics["val/iou_Sky_at_12x16"], abs=1e-4)
+
+
+def test_predictions_of_merged_classes_count_as_others():
+    scoring = Scoring(merged={"Pole": "Building", "Tree": "Sky"})
+    module, data = SourceOnly(tiny_network(), "camvid", scoring=scoring), tiny_data()
+    (metrics,) = Trainer(logger=False, **QUIET).validate(module, datamodule=data, verbose=False)
+    merged = torch.arange(11)
+    merged[2], merged[5] = 1, 0
+    assert metrics["val/miou"] == pytest.approx(expected_miou(module, data, (24, 32), merged))
+    assert metrics["val/miou"] != pytest.approx(expected_miou(module, data, (24, 32)))
+
+
+def test_an_inference_policy_is_used_for_scores_and_predictions():
+    policy = MultiScale(SlidingWindow((12, 12), (8, 8)), scales=[0.5, 1.0])
+    module = SourceOnly(tiny_network(), "camvid", inference=policy)
+    data = tiny_data(predict=TinyDataset(length=1, has_labels=False))
+    Trainer(logger=False, **QUIET).validate(module, datamodule=data, verbose=False)
+    assert module.confusion.compute().sum() > 0
+    (prediction,) = Trainer(logger=False, **QUIET).predict(module, datamodule=data)
+    image = torch.from_numpy(data.predict.load_image(0)).permute(2, 0, 1)[None] / 255
+    expected = policy(module.student.eval(), image, (24, 32)).argmax(dim=1)
+    assert torch.equal(prediction["pred"].long(), expected)
 
 
 def test_class_counts_must_agree():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from lightning_uda.data.label_spaces import CITYSCAPES16
 from lightning_uda.metrics import iou_per_class, mean_iou
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dacs_miou.npz"
@@ -48,6 +49,27 @@ def test_means_agree_with_the_published_evaluation(golden, confusion_key, indice
     iou = iou_per_class(torch.from_numpy(golden[confusion_key]))
     indices = None if indices_key is None else golden[indices_key].tolist()
     assert float(mean_iou(iou, indices)) == pytest.approx(float(golden[expected]), rel=0, abs=1e-12)
+
+
+def test_agrees_with_the_evaluations_of_cbst():
+    with np.load(GOLDEN.with_name("cbst_miou.npz")) as arrays:
+        golden = dict(arrays)
+    confusion = confusion_of(golden["gt19"], golden["pred19"], 19)
+    np.testing.assert_array_equal(confusion.numpy(), golden["confusion"])
+    iou = iou_per_class(confusion)
+    np.testing.assert_allclose(iou.numpy(), golden["iou_nan"], rtol=1e-12, atol=1e-12)
+    assert float(mean_iou(iou)) == pytest.approx(float(golden["miou_nanmean"]), rel=0, abs=1e-12)
+    for program in ("torch", "mxnet"):
+        expected = float(golden[f"miou_{program}_reference"])
+        assert float(mean_iou(iou, absent=0.0)) == pytest.approx(expected, rel=0, abs=1e-12)
+    confusion = confusion_of(golden["gt16"], golden["pred16"], 16)
+    np.testing.assert_array_equal(confusion.numpy(), golden["confusion16"])
+    iou = iou_per_class(confusion)
+    np.testing.assert_allclose(iou.numpy(), golden["iou16"], rtol=1e-12, atol=1e-12)
+    assert float(mean_iou(iou)) == pytest.approx(float(golden["miou16"]), rel=0, abs=1e-12)
+    thirteen = golden["idx13_in_16"].tolist()
+    assert CITYSCAPES16.subset_indices("13") == thirteen
+    assert float(mean_iou(iou, thirteen)) == pytest.approx(float(golden["miou13"]), rel=0, abs=1e-12)
 
 
 def test_a_class_in_neither_labels_nor_predictions_has_no_iou_and_no_part_in_the_mean():

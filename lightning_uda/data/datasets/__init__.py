@@ -1,8 +1,26 @@
 """Dataset readers."""
 
 from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.datasets.bdd100k import BDD100K
 from lightning_uda.data.datasets.camvid import CamVid
+from lightning_uda.data.datasets.cityscapes import Cityscapes
 from lightning_uda.data.datasets.folder import FolderDataset, ImageFolder
+from lightning_uda.data.datasets.gta5 import GTA5
 from lightning_uda.data.datasets.minicity import MiniCity
+from lightning_uda.data.datasets.nthu import NTHU
+from lightning_uda.data.datasets.synthia import SYNTHIA
 
-__all__ = ["CamVid", "DatasetError", "FolderDataset", "ImageFolder", "MiniCity", "Problem", "SegmentationDataset"]
+__all__ = [
+    "BDD100K",
+    "GTA5",
+    "NTHU",
+    "SYNTHIA",
+    "CamVid",
+    "Cityscapes",
+    "DatasetError",
+    "FolderDataset",
+    "ImageFolder",
+    "MiniCity",
+    "Problem",
+    "SegmentationDataset",
+]

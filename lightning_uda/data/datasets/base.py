@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +38,14 @@ class SegmentationDataset(ABC):
     Attributes:
         class_ids: Class name of each raw label id; `None` stands for void.
         strict_ids: Whether a raw id outside `class_ids` is an error (else it is void).
+        sizes_may_differ: Whether the set is known for label maps of another size than their image, as GTA5 is: then
+            `resize` in the transform, which brings both to one size, makes the pair usable.
         has_labels: Whether `load_label` works.
     """
 
     class_ids: Mapping[int, str | None]
     strict_ids: bool = False
+    sizes_may_differ: bool = False
     has_labels: bool = True
 
     @abstractmethod
@@ -77,3 +82,44 @@ class SegmentationDataset(ABC):
             One entry per problem; empty if the set can be used.
         """
         return []
+
+    def remarks(self) -> list[Problem]:
+        """What a full look through the set should mention, though it may be meant so."""
+        return []
+
+    def fingerprint(self, labels: bool = True) -> str:
+        """Key of the content, under which caches are kept: another content, order or setting gives another key.
+
+        Covers the class, its public settings that are numbers, text or tuples, the names in order, and the size and
+        time of each file that `image_file` and `label_file` give (of the archive, for a file in one). Folders don't
+        count unless they are such a setting. A reader whose content depends on anything else extends this.
+
+        Args:
+            labels: Whether the label maps belong to the content.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        settings = {key: value for key, value in vars(self).items() if _is_setting(key, value)}
+        digest = hashlib.sha256(repr((kind, sorted(settings.items()), labels)).encode())
+        for index in range(len(self)):
+            files = [self.image_file(index), *([self.label_file(index)] if labels and self.has_labels else [])]
+            digest.update(repr((self.name(index), [_file_stamp(file) for file in files])).encode())
+        return digest.hexdigest()[:16]
+
+
+def _is_setting(key: str, value: object) -> bool:
+    return not key.startswith("_") and key != "has_labels" and isinstance(value, str | int | float | tuple | None)
+
+
+def _file_stamp(file: str) -> tuple[int, int] | None:
+    """Size in bytes and time in ns of a file, or of the archive its path leads into; `None` if there is neither."""
+    path = Path(file)
+    for place in (path, *path.parents):
+        try:
+            found = place.stat()
+        except OSError:
+            continue
+        return (found.st_size, found.st_mtime_ns) if place.is_file() else None
+    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +17,13 @@ from lightning_uda.data.datasets.base import DatasetError, Problem, Segmentation
 from lightning_uda.data.datasets.files import (
     check_image_file,
     file_problem,
+    folder_contents,
     read_image,
     read_label,
+    read_name_list,
+    require_root,
     size_mismatch,
+    some,
     unlisted_ids,
 )
 
@@ -73,7 +76,9 @@ class FolderDataset(SegmentationDataset):
         self.has_labels = labels is not None
         label_folder = None if labels is None else self.root / labels
         image_files = _list_images(self.root, self.root / images, label_folder, image_suffix)
-        self._names = sorted(image_files) if split is None else _read_split(self.root, split, image_files)
+        self._names = (
+            sorted(image_files) if split is None else read_name_list(self.root, split, image_files, min(image_files))
+        )
         self._images = [image_files[name] for name in self._names]
         self._labels: list[Path] = []
         if label_folder is not None:
@@ -175,11 +180,6 @@ class ImageFolder(FolderDataset):
         super().__init__(root, images="", labels=None, split=split)
 
 
-def _some(names: Sequence[str], count: int = 5) -> str:
-    shown = ", ".join(names[:count])
-    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
-
-
 # Listing
 
 
@@ -190,7 +190,7 @@ def _list_images(root: Path, folder: Path, label_folder: Path | None, suffix: st
         wanted = f" with names that end in {suffix!r}" if suffix else ""
         raise DatasetError(
             f"{folder}: no images found; expected files ending in {', '.join(IMAGE_EXTENSIONS)}{wanted}. "
-            f"{_contents(folder)}"
+            f"{folder_contents(folder)}"
         )
     return files
 
@@ -201,17 +201,9 @@ def _list_labels(root: Path, folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _require_folder(root: Path, folder: Path, argument: str, hint: str = "") -> None:
-    if not root.is_dir():
-        parent = root.parent
-        there = _contents(parent) if parent.is_dir() else f"{parent} doesn't exist either."
-        raise DatasetError(f"{root}: dataset folder not found. {there} Correct `root`.")
+    require_root(root)
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: folder not found. {_contents(root)} Correct `{argument}`.{hint}")
-
-
-def _contents(folder: Path) -> str:
-    entries = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
-    return f"{folder} holds: {_some(entries, 10)}." if entries else f"{folder} is empty."
+        raise DatasetError(f"{folder}: folder not found. {folder_contents(root)} Correct `{argument}`.{hint}")
 
 
 def _list_files(folder: Path, extensions: Sequence[str], suffix: str, skip: Path | None) -> dict[str, Path]:
@@ -233,28 +225,6 @@ def _list_files(folder: Path, extensions: Sequence[str], suffix: str, skip: Path
     return files
 
 
-def _read_split(root: Path, split: str, images: Mapping[str, Path]) -> list[str]:
-    path = root / Path(split).expanduser()
-    if not path.is_file():
-        lists = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.txt"))
-        there = f"{root} holds these .txt files: {_some(lists, 10)}." if lists else f"{root} holds no .txt file."
-        raise DatasetError(
-            f"{path}: list file `split` not found; expected a path, absolute or relative to root. {there}"
-        )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    names = [line for line in lines if line and not line.startswith("#")]
-    if not names:
-        raise DatasetError(f"{path}: the list file names no image; expected one name per line, without extension.")
-    if unknown := [name for name in names if name not in images]:
-        raise DatasetError(
-            f"{path}: {len(unknown)} of {len(names)} names have no image: {_some(unknown)}. Expected names like "
-            f"{next(iter(sorted(images)))!r}, relative to the image folder and without extension."
-        )
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise DatasetError(f"{path}: {len(twice)} names are listed more than once: {_some(twice)}. List each once.")
-    return names
-
-
 def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Path], suffix: str) -> None:
     missing = [f"{name}{suffix}.png" for name in names if name not in labels]
     if not missing:
@@ -263,14 +233,14 @@ def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Pat
         there = (
             f"It holds {len(labels)} other PNG files, such as {min(labels)}{suffix}.png."
             if labels
-            else _contents(folder)
+            else folder_contents(folder)
         )
         raise DatasetError(
-            f"{folder}: none of the {len(names)} images has a label; expected {_some(missing, 3)}. {there} Rename the "
+            f"{folder}: none of the {len(names)} images has a label; expected {some(missing, 3)}. {there} Rename the "
             "files, correct `labels` or `label_suffix`, or set `labels: null`."
         )
     raise DatasetError(
-        f"{folder}: {len(missing)} of {len(names)} images have no label: {_some(missing)}. Add these files, or list "
+        f"{folder}: {len(missing)} of {len(names)} images have no label: {some(missing)}. Add these files, or list "
         "the labelled images in a `split` file."
     )
 

@@ -1,0 +1,386 @@
+"""A cache on disk of resized images and label maps.
+
+Every array is a file of its own that is written aside and then renamed, so whatever is there is whole: an interrupted
+build is taken up where it stopped, and two processes can't spoil each other's work. The folder's name holds the
+fingerprint of the dataset, the size and the interpolation, so that a change of any of them gives another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, Protocol, TypeVar, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+
+from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.transforms import Interpolation, resize_image, resize_label
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: two builds then do the same work twice, to the same end
+    fcntl = None  # type: ignore[assignment]
+
+UInt8 = npt.NDArray[np.uint8]
+CacheFormat = Literal["png", "memmap"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_VERSION = 1  # to be raised when resizing or a format changes
+_SAMPLED = 8  # images encoded to estimate the size of a set
+_SAFETY = 1.1  # by which the rest may be larger than the sampled ones
+_PARTIAL = ".part"
+_PNG_END = b"IEND\xaeB`\x82"
+_PNG_PARAMETERS = {
+    3: (  # photographs: pixel differences to the row above, Huffman coded; smaller and faster to read than level 1
+        *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+        *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
+        *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+    ),
+    2: (  # label maps: long runs
+        *(cv2.IMWRITE_PNG_COMPRESSION, 3),
+        *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+    ),
+}
+
+
+class CachedDataset(SegmentationDataset):
+    """A dataset whose images, and label maps if wanted, come resized from a cache.
+
+    What is missing or damaged in the cache is read from the dataset and resized, so the pixels never depend on the
+    cache; `build_caches` completes it.
+
+    Args:
+        dataset: Where everything comes from.
+        cache_dir: Folder that holds the caches of all datasets; made if needed.
+        size: Height and width to resize to.
+        interpolation: For the images; label maps are resized by nearest neighbour and keep their raw ids.
+        labels: Whether label maps are resized and cached too; otherwise `load_label` gives those of the dataset.
+        cache_format: "png" (lossless), or "memmap" (raw and about three times as large, but only the part of an
+            array that is used is read from disk; the arrays can't be written to).
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        cache_dir: str | Path,
+        size: tuple[int, int],
+        interpolation: Interpolation = "bilinear",
+        labels: bool = False,
+        cache_format: CacheFormat = "png",
+    ) -> None:
+        self.dataset = dataset
+        self.class_ids, self.strict_ids = dataset.class_ids, dataset.strict_ids
+        self.has_labels = dataset.has_labels
+        self.size = (size[0], size[1])
+        self.interpolation: Interpolation = interpolation
+        folder, codec = Path(cache_dir).expanduser(), _CODECS[cache_format]
+        images = _folder_name(dataset, "images", (*self.size, 3), interpolation, cache_format)
+        self.stores = [_Store(folder / images, len(dataset), (*self.size, 3), codec, self._resized_image)]
+        if labels:
+            name = _folder_name(dataset, "labels", self.size, "nearest", cache_format)
+            self.stores.append(_Store(folder / name, len(dataset), self.size, codec, self._resized_label))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        """Name of image `index` in the dataset."""
+        return self.dataset.name(index)
+
+    def load_image(self, index: int) -> UInt8:
+        """Image `index` as uint8 (*size, 3), RGB."""
+        return self.stores[0].load(index)
+
+    def load_label(self, index: int) -> UInt8:
+        """Label map of image `index` as uint8 of raw ids: (*size) with `labels`, else as in the dataset."""
+        return self.stores[1].load(index) if len(self.stores) > 1 else self.dataset.load_label(index)
+
+    def image_file(self, index: int) -> str:
+        """How messages call the file of image `index` in the dataset."""
+        return self.dataset.image_file(index)
+
+    def label_file(self, index: int) -> str:
+        """How messages call the file of the label map of image `index` in the dataset."""
+        return self.dataset.label_file(index)
+
+    def check(self, labels: bool = True) -> list[Problem]:
+        """Problems of the dataset."""
+        return self.dataset.check(labels)
+
+    def fingerprint(self, labels: bool = True) -> str:
+        """Key of the resized content."""
+        resized = (self.dataset.fingerprint(labels), self.size, self.interpolation, len(self.stores))
+        return hashlib.sha256(repr(resized).encode()).hexdigest()[:16]
+
+    def _resized_image(self, index: int) -> UInt8:
+        return resize_image(self.dataset.load_image(index), self.size, self.interpolation)
+
+    def _resized_label(self, index: int) -> UInt8:
+        return resize_label(self.dataset.load_label(index), self.size)
+
+
+def build_caches(datasets: Iterable[CachedDataset], workers: int | None = None, progress: bool = True) -> None:
+    """Writes what is missing in the caches of datasets, in parallel.
+
+    Args:
+        datasets: Cached datasets; those that share a folder are built once.
+        workers: Threads; `None` takes Python's default for the machine.
+        progress: Whether to show a progress bar on stderr.
+
+    Raises:
+        DatasetError: If the missing part doesn't fit on the disk (nothing is written then), if the cache folder can't
+            be written to, or if an image can't be read. Arrays finished by then stay, and are taken up by a next build.
+    """
+    stores = {store.folder: store for dataset in datasets for store in dataset.stores}
+    unfinished = [store for store in stores.values() if store.missing()]
+    if not unfinished:
+        return
+    _require_space(unfinished)
+    for store in unfinished:
+        lock = store.folder / "build.lock"
+        with _explained(store.folder):
+            store.folder.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+        with locked(lock):
+            store.remove_partial_files()
+            parallel_map(store.write, store.missing(), f"Caching {store.title}", workers, progress)
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    title: str,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Result]:
+    """Calls a function for every item in threads, under a progress bar on stderr; the first error stops the rest.
+
+    Args:
+        function: What to call; decoding and resizing leave Python's global lock, so threads run side by side.
+        items: Its arguments.
+        title: Text before the bar.
+        workers: Threads; `None` takes Python's default for the machine.
+        progress: Whether to show the bar.
+
+    Returns:
+        The results in the order of the items.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        results = pool.map(function, items)
+        console = Console(stderr=True)
+        return list(track(results, title, len(items), console=console, transient=True, disable=not progress))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes out of a block until it is left.
+
+    The lock belongs to the open file, not to the file's existence: the system takes it from a process that dies, so
+    none is ever left behind.
+
+    Args:
+        path: Lock file; made if needed, and left where it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        _lock(file)
+        yield
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a file aside and renames it, so that nobody ever sees half of it.
+
+    Args:
+        path: The file.
+        write: Writes the content to the path it is given.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# Files
+
+
+class _Codec(Protocol):
+    suffix: str
+
+    def write(self, path: Path, array: UInt8) -> None: ...
+
+    def read(self, path: Path, shape: tuple[int, ...]) -> UInt8 | None: ...
+
+    def bytes_needed(self, array: UInt8) -> int: ...
+
+
+class _Png:
+    suffix = ".png"
+
+    def write(self, path: Path, array: UInt8) -> None:
+        path.write_bytes(self._encode(array))
+
+    def read(self, path: Path, shape: tuple[int, ...]) -> UInt8 | None:
+        """The array; `None` if the file is damaged."""
+        data = path.read_bytes()
+        if not data.endswith(_PNG_END):
+            return None
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if array is None or array.shape != shape:
+            return None
+        return cast(UInt8, array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_BGR2RGB, dst=array))
+
+    def bytes_needed(self, array: UInt8) -> int:
+        return len(self._encode(array))
+
+    def _encode(self, array: UInt8) -> bytes:
+        pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
+        return cv2.imencode(".png", pixels, _PNG_PARAMETERS[array.ndim])[1].tobytes()
+
+
+class _Raw:
+    suffix = ".raw"
+
+    def write(self, path: Path, array: UInt8) -> None:
+        path.write_bytes(np.ascontiguousarray(array).data)
+
+    def read(self, path: Path, shape: tuple[int, ...]) -> UInt8 | None:
+        """A view of the file, of which only the pages that are used are read; `None` if the file is damaged."""
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != math.prod(shape):
+                return None
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(pages, np.uint8).reshape(shape)
+
+    def bytes_needed(self, array: UInt8) -> int:
+        return array.nbytes
+
+
+_CODECS: dict[CacheFormat, _Codec] = {"png": _Png(), "memmap": _Raw()}
+
+
+@dataclass(frozen=True)
+class _Store:
+    """The files of one kind of array of one dataset.
+
+    Attributes:
+        folder: Where they are.
+        length: Number of arrays.
+        shape: Shape of each.
+        codec: File format.
+        make: Gives the array of an index when there is no file.
+    """
+
+    folder: Path
+    length: int
+    shape: tuple[int, ...]
+    codec: _Codec
+    make: Callable[[int], UInt8]
+
+    @property
+    def title(self) -> str:
+        kind = "images" if len(self.shape) == 3 else "label maps"
+        return f"{self.length} {kind} of {self.shape[0]} x {self.shape[1]}"
+
+    def load(self, index: int) -> UInt8:
+        try:
+            array = self.codec.read(self._path(index), self.shape)
+        except OSError:
+            array = None
+        return self.make(index) if array is None else array
+
+    def write(self, index: int) -> None:
+        array = self.make(index)
+        with _explained(self.folder):
+            replace_file(self._path(index), lambda path: self.codec.write(path, array))
+
+    def missing(self) -> list[int]:
+        """Indices without a file."""
+        there: set[str] = set()
+        if self.folder.is_dir():
+            there = {entry.name for entry in os.scandir(self.folder) if entry.stat().st_size}
+        return [index for index in range(self.length) if self._path(index).name not in there]
+
+    def remove_partial_files(self) -> None:
+        """Clears up after a build that was killed; only for the holder of the lock, so not where there are no locks."""
+        for path in self.folder.glob(f"*{_PARTIAL}") if fcntl is not None else ():
+            path.unlink()
+
+    def bytes_needed(self) -> int:
+        """Estimate for the missing arrays, from a few of them."""
+        missing = self.missing()
+        sample = missing[:: -(-len(missing) // _SAMPLED)]
+        sizes = [self.codec.bytes_needed(self.make(index)) for index in sample]
+        return int(_SAFETY * len(missing) * sum(sizes) / len(sizes))
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}{self.codec.suffix}"
+
+
+def _folder_name(
+    dataset: SegmentationDataset, kind: str, shape: Sequence[int], interpolation: str, cache_format: CacheFormat
+) -> str:
+    content = dataset.fingerprint(labels=kind == "labels")
+    key = hashlib.sha256(repr((_VERSION, content, kind, *shape, interpolation, cache_format)).encode()).hexdigest()
+    return f"{type(dataset).__name__}-{kind}-{shape[0]}x{shape[1]}-{interpolation}-{cache_format}-{key[:16]}"
+
+
+def _require_space(stores: Sequence[_Store]) -> None:
+    needed = sum(store.bytes_needed() for store in stores)
+    cache_dir = stores[0].folder.parent
+    if needed > (free := _free(cache_dir)):
+        raise DatasetError(
+            f"{cache_dir}: the cache needs about {_gigabytes(needed)} ({', '.join(store.title for store in stores)}), "
+            f"but only {_gigabytes(free)} are free. Make room, choose another `cache_dir`, or do without a cache "
+            '(`cache_dir: null`); cache_format "png" takes about a third of "memmap". Nothing was written.'
+        )
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns what the system says while writing to a cache into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"{folder}: the cache can't be written ({error}); {_gigabytes(_free(folder))} are free. Make room, mend "
+            "the permissions or choose another `cache_dir`; what is finished stays and is taken up by the next run."
+        ) from error
+
+
+def _free(folder: Path) -> int:
+    """Free bytes on the disk of a folder that need not exist yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _lock(file: IO[str]) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        Console(stderr=True).print(f"Waiting for another process that builds {Path(file.name).parent}", soft_wrap=True)
+        fcntl.flock(file, fcntl.LOCK_EX)

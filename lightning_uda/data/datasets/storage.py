@@ -1,0 +1,392 @@
+"""Public datasets in their official layout, unpacked or read in place from the archives they come in."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.datasets.files import (
+    check_image_file,
+    decode_image,
+    decode_label,
+    file_problem,
+    folder_contents,
+    image_size,
+    is_png,
+    png_size,
+    read_name_list,
+    require_label_png,
+    require_root,
+    size_mismatch,
+    some,
+)
+
+Array = npt.NDArray[np.uint8]
+
+_FOLDERS_BELOW = 2
+_HEAD_BYTES = 32
+_BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, KeyError)
+"""What zipfile raises for damaged, encrypted and oddly compressed members."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file on disk or inside a zip archive.
+
+    Attributes:
+        path: Of the file, or of the member inside the archive.
+        archive: The archive; `None` for a file on disk.
+    """
+
+    path: str
+    archive: str | None = None
+
+    def __str__(self) -> str:
+        """How messages call it: "labels/00001.png" or, in an archive, "01_labels.zip/labels/00001.png"."""
+        return self.path if self.archive is None else f"{self.archive}/{self.path}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images or the label maps of a dataset: where they lie and how they are called.
+
+    Attributes:
+        what: "images" or "labels".
+        tree: Folder they lie in, in the archives and once unpacked.
+        file: Regular expression of their file names, with the image's name as group `name`.
+        example: Path of one below `tree`, for messages.
+        archives: The official archives that hold them, for messages.
+        folders: Regular expression of the folders between `tree` and the files, each followed by "/".
+        note: What messages say beside.
+    """
+
+    what: str
+    tree: str
+    file: str
+    example: str
+    archives: str
+    folders: str = ""
+    note: str = ""
+
+
+class Storage:
+    """Files of a dataset below one folder: unpacked trees, zip archives, or some of both.
+
+    Trees may lie in the folder itself or up to two folders below; archives lie in the folder itself and may have any
+    name. Where a file is there twice, an unpacked one comes before an archive, and archives come in the order of
+    their names. Archives are opened when first read from, anew in every process, and stay open there; pickling
+    leaves open ones behind.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        DatasetError: If it isn't there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        require_root(root)
+        self.root = root
+        self._opened: dict[str, zipfile.ZipFile] = {}
+        self._process = os.getpid()
+
+    def find(self, part: Part) -> dict[str, StoredFile]:
+        """All files of a part by name, sorted; empty if there are none.
+
+        Raises:
+            DatasetError: If an archive in the folder is no whole zip file.
+        """
+        pattern = re.compile(part.folders + part.file)
+        found: dict[str, StoredFile] = {}
+        for below, file in (*self._unpacked(part.tree), *self._archived(part.tree)):
+            if match := pattern.fullmatch(below):
+                found.setdefault(match["name"], file)
+        return dict(sorted(found.items()))
+
+    def read(self, file: StoredFile, size: int = -1) -> bytes:
+        """The bytes of a file, or its first `size` ones.
+
+        Raises:
+            DatasetError: If it can't be read.
+        """
+        if file.archive is None:
+            try:
+                with open(file.path, "rb") as opened:
+                    return opened.read(size)
+            except OSError as error:
+                raise DatasetError(f"{file}: can't be read ({error}). Restore the file or its permissions.") from error
+        try:
+            with self._archive(file.archive).open(file.path) as member:
+                return member.read(size)
+        except _BROKEN_MEMBER as error:
+            raise DatasetError(f"{file}: can't be read ({error}). Download the archive again.") from error
+
+    def image_size(self, file: StoredFile) -> tuple[int, int]:
+        """Height and width from the header; tests that the file is whole, as far as that needs no unpacking.
+
+        Raises:
+            DatasetError: If it is empty, cut off or no image.
+        """
+        if file.archive is None:
+            return check_image_file(Path(file.path))
+        head = self.read(file, _HEAD_BYTES)
+        return png_size(head) if is_png(head) else image_size(self.read(file), str(file))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the opened archives."""
+        return {**self.__dict__, "_opened": {}}
+
+    def _archive(self, path: str) -> zipfile.ZipFile:
+        """An opened archive of this process; one that a parent process opened shares its place in the file with it."""
+        if self._process != os.getpid():
+            self._process, self._opened = os.getpid(), {}
+        if path not in self._opened:
+            self._opened.setdefault(path, _open_zip(path))
+        return self._opened[path]
+
+    def _unpacked(self, tree: str) -> Iterator[tuple[str, StoredFile]]:
+        """Files on disk below every folder `tree`, with their paths below it."""
+        for top in _trees(self.root, tree):
+            for place, subfolders, names in os.walk(top, followlinks=True):
+                subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+                below = "" if place == str(top) else Path(place).relative_to(top).as_posix() + "/"
+                for name in names:
+                    if not name.startswith("."):
+                        yield below + name, StoredFile(os.path.join(place, name))
+
+    def _archived(self, tree: str) -> Iterator[tuple[str, StoredFile]]:
+        """Members of all archives below a folder `tree`, with their paths below it."""
+        for archive in sorted(str(path) for path in self.root.glob("*.zip") if not path.name.startswith(".")):
+            for member in _member_names(archive, os.stat(archive).st_mtime_ns):
+                before, found, below = f"/{member}".partition(f"/{tree}/")
+                if found and not before.startswith("/__MACOSX"):
+                    yield below, StoredFile(member, archive)
+
+
+class StoredDataset(SegmentationDataset):
+    """A public dataset read by way of `Storage`; the readers of the benchmarks derive from it.
+
+    Args:
+        root: Folder of the unpacked dataset, of its archives, or of both.
+        images: Where the images are.
+        labels: Where the label maps are; `None` for an unlabelled set, whose labels are never looked for.
+        split: List file with one image name per line, absolute or relative to `root`; folders and the ends of file
+            names are dropped, so that the lists of published programs do. `None` takes all images.
+        full_size: Images that the whole set has without `split`; `None` if that isn't known.
+
+    Attributes:
+        title: What messages call the dataset.
+        home: Where to get it, for messages.
+        tree: Folder of the images; tells apart what has the same names in the same archive.
+
+    Raises:
+        DatasetError: If images, labels or names of the list are missing; the message says which and what should be
+            there.
+    """
+
+    title: str
+    home: str
+
+    def __init__(
+        self,
+        root: str,
+        images: Part,
+        labels: Part | None,
+        split: str | None = None,
+        full_size: int | None = None,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.tree = images.tree
+        self.has_labels = labels is not None
+        self.storage = Storage(self.root)
+        image_files = self._find(images)
+        self._names = list(image_files)
+        if split is not None:
+            self._names = read_name_list(self.root, split, image_files, self._names[0], _bare_name(images))
+        self._images = [image_files[name] for name in self._names]
+        self._labels = [] if labels is None else self._find_labels(labels)
+        self._full_size = full_size if split is None else None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Name of image `index`: that of its file, without folder, ending and what all files have in common."""
+        return self._names[index]
+
+    def image_file(self, index: int) -> str:
+        """Path of image `index`; in an archive, below the archive's."""
+        return str(self._images[index])
+
+    def label_file(self, index: int) -> str:
+        """Path of the label map of image `index`; in an archive, below the archive's.
+
+        Raises:
+            DatasetError: If the set was made without labels.
+        """
+        return str(self._label(index))
+
+    def load_image(self, index: int) -> Array:
+        """Image `index` as uint8 (H, W, 3), RGB."""
+        file = self._images[index]
+        return decode_image(self.storage.read(file), str(file))
+
+    def load_label(self, index: int) -> Array:
+        """Label map of image `index` as uint8 (H, W) of raw ids."""
+        file = self._label(index)
+        return self.decode_label(self.storage.read(file), str(file))
+
+    def decode_label(self, data: bytes, where: str) -> Array:
+        """Raw ids, uint8 (H, W), of a label file's bytes.
+
+        Raises:
+            DatasetError: If it isn't a label file of this dataset.
+        """
+        return decode_label(data, where)
+
+    def check_label_kind(self, head: bytes, where: str) -> None:
+        """Checks by the first 26 bytes that a label file is of the dataset's kind.
+
+        Raises:
+            DatasetError: If it isn't.
+        """
+        require_label_png(head, where)
+
+    def check(self, labels: bool = True) -> list[Problem]:
+        """Looks at the headers of all files and at the ends of unpacked ones, in parallel; decodes none.
+
+        Args:
+            labels: Whether to look at labels too.
+
+        Returns:
+            Every file that is unreadable, empty, cut off or of the wrong kind, and every label of another size than
+            its image where the dataset isn't known for such pairs.
+        """
+        with ThreadPoolExecutor() as pool:
+            results = pool.map(lambda index: self._check_pair(index, labels), range(len(self)))
+            return [problem for found in results for problem in found]
+
+    def remarks(self) -> list[Problem]:
+        """Says so if the set isn't complete and no list asked for a part of it."""
+        if self._full_size is None or len(self) == self._full_size:
+            return []
+        what = f"found {len(self)} images; the whole set has {self._full_size}. Is a part or an archive missing?"
+        return [Problem(str(self.root), what)]
+
+    def _label(self, index: int) -> StoredFile:
+        if not self.has_labels:
+            raise DatasetError(
+                f"{self.root}: this dataset was made without labels (`labelled: false`), but the label of "
+                f"{self.name(index)!r} was asked for. Set `labelled: true`."
+            )
+        return self._labels[index]
+
+    def _find(self, part: Part) -> dict[str, StoredFile]:
+        if found := self.storage.find(part):
+            return found
+        hint = " For an unlabelled set, say `labelled: false`." if part.what == "labels" else ""
+        raise DatasetError(
+            f"{self.root}: no {self.title} {part.what} found; expected the folder {part.tree}/ with files such as "
+            f"{part.example}, here or up to two folders below, or, as downloaded from {self.home}, {part.archives}."
+            f"{' ' * bool(part.note)}{part.note} {folder_contents(self.root)} Add what is missing, or correct "
+            f"`root`.{hint}"
+        )
+
+    def _find_labels(self, part: Part) -> list[StoredFile]:
+        files = self._find(part)
+        if missing := [name for name in self._names if name not in files]:
+            raise DatasetError(
+                f"{self.root}: {len(missing)} of {len(self)} {self.title} images have no label in {part.tree}/: "
+                f"{some(missing)}. Expected one for each, named like {part.example}; is a part of {part.archives} "
+                "missing? Add it, or list the labelled images in a `split` file."
+            )
+        return [files[name] for name in self._names]
+
+    def _check_pair(self, index: int, labels: bool) -> list[Problem]:
+        image, problems, size = self._images[index], [], None
+        try:
+            size = self.storage.image_size(image)
+        except DatasetError as error:
+            problems.append(file_problem(str(image), error))
+        if not (labels and self.has_labels):
+            return problems
+        label = self._labels[index]
+        try:
+            self.check_label_kind(self.storage.read(label, _HEAD_BYTES), str(label))
+            mismatch = size_mismatch(self.storage.image_size(label), size)
+        except DatasetError as error:
+            return [*problems, file_problem(str(label), error)]
+        if mismatch and not self.sizes_may_differ:
+            problems.append(Problem(str(label), mismatch))
+        return problems
+
+
+def with_void(class_ids: Mapping[int, str | None], void_ids: Iterable[int]) -> dict[int, str | None]:
+    """An id table in which ids without a class are listed as void, so that a check tells them from unknown ones.
+
+    Args:
+        class_ids: Class name of raw ids.
+        void_ids: More raw ids that the dataset is known to hold; those in `class_ids` keep their class.
+    """
+    return {**dict.fromkeys(void_ids), **class_ids}
+
+
+def _bare_name(images: Part) -> Callable[[str], str]:
+    """Drops folders and file name endings from a line of a list file."""
+    pattern = re.compile(images.file)
+
+    def bare(line: str) -> str:
+        file = line.rsplit("/", 1)[-1]
+        match = pattern.fullmatch(file)
+        return match["name"] if match else file
+
+    return bare
+
+
+def _trees(root: Path, tree: str) -> Iterator[Path]:
+    """Every folder `tree` in `root` or up to two folders below."""
+    folders = [root]
+    for depth in range(_FOLDERS_BELOW + 1):
+        yield from (folder / tree for folder in folders if os.path.isdir(folder / tree))
+        if depth < _FOLDERS_BELOW:
+            folders = [below for folder in folders for below in _subfolders(folder)]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Folders in a folder; none if it mayn't be read, as `lost+found` on a disk of its own."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except PermissionError:
+        return []
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DatasetError(
+            f"{path}: not a whole zip archive ({error}); expected one with its directory at the end, which a download "
+            "that stopped lacks. Download it again, or take it away."
+        ) from error
+
+
+@cache
+def _member_names(archive: str, modified_ns: int) -> tuple[str, ...]:
+    """Files in an archive, read once for all parts; the time of change tells a replaced archive."""
+    with _open_zip(archive) as opened:
+        names = opened.namelist()
+    return tuple(name for name in names if not name.endswith("/") and not os.path.basename(name).startswith("."))

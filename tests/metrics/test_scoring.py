@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from lightning_uda.data.label_spaces import CAMVID, CITYSCAPES, NTHU_MERGED, NTHU_MERGED_TRAIN_AS_BUS
+from lightning_uda.metrics import Scoring, iou_per_class, mean_iou
+
+
+@pytest.mark.parametrize(("merged", "key"), [(NTHU_MERGED, ""), (NTHU_MERGED_TRAIN_AS_BUS, "_train_as_bus")])
+def test_the_thirteen_classes_of_nthu(golden, merged, key):
+    arrays = golden("cbst_nthu")
+    to_19 = torch.full((256,), 255)
+    to_19[:13] = torch.tensor(CITYSCAPES.subset_indices("13"))
+    metric = Scoring(merged=merged).new_confusion(CITYSCAPES)
+    for truth, pred in zip(arrays["gt13"], arrays["pred19"], strict=True):
+        metric.update(pred[None].long(), to_19[truth[None].long()])
+    iou = iou_per_class(metric.compute())
+    thirteen = CITYSCAPES.subset_indices("13")
+    torch.testing.assert_close(iou[thirteen], arrays[f"iou{key}"], rtol=0, atol=1e-12)
+    assert float(mean_iou(iou, thirteen)) == pytest.approx(float(arrays[f"miou{key}"]), rel=0, abs=1e-12)
+
+
+def test_without_merging_the_matrix_holds_what_was_counted():
+    metric = Scoring().new_confusion(CITYSCAPES)
+    metric.update(torch.tensor([[3, 2, 5]]), torch.tensor([[3, 2, 255]]))
+    assert metric.compute().sum() == 2
+    assert metric.compute()[3, 3] == 1
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for sizes in ([[512, 1024], [512, 1024]], [[0, 4]], [[512]]):
+        with pytest.raises(ValueError, match="expected distinct pairs of height and width"):
+            Scoring(sizes)
+    with pytest.raises(ValueError, match=r"`merged` names \['building', 'wall'\].* label space 'camvid'"):
+        Scoring(merged={"wall": "building"}).new_confusion(CAMVID)
