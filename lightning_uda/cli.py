@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import rich
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -80,6 +81,14 @@ class UDACLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and refuses a `ckpt_path` that is no checkpoint."""
+        super().parse_arguments(parser, args)
+        command = self.config.get("subcommand")
+        path = self.config[command].get("ckpt_path") if command else None
+        if path and Path(path).is_file():
+            _require_checkpoint(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the CSV logger, the progress bar and the IoU table to what the config asks for."""
@@ -204,6 +213,21 @@ def report_runs(arguments: list[str]) -> None:
     from lightning_uda.report import report  # brings matplotlib, which training doesn't need
 
     report(chosen.runs, chosen.output)
+
+
+def _require_checkpoint(path: str) -> None:
+    wanted = {"state_dict", "global_step", "pytorch-lightning_version"}
+    try:
+        found = set(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: can't be read as a checkpoint ({type(error).__name__}). Give one of a run."
+        ) from error
+    if not wanted <= found:
+        raise ValueError(
+            f"{path}: no checkpoint of a run (it lacks {sorted(wanted - found)}). Give one from a run's `checkpoints` "
+            "folder; published weights go to --model.network.weights."
+        )
 
 
 def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:

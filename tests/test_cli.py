@@ -165,6 +165,17 @@ def test_a_checkpoint_of_other_classes_is_refused(config, capsys, tmp_path):
     assert "The checkpoint was trained on 11 classes" in error_of(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"hello", "can't be read as a checkpoint"), ({"model": {}}, "no checkpoint of a run (it lacks")],
+    ids=["text", "weights"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(config, capsys, tmp_path, content, message):
+    path = tmp_path / "other.ckpt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    assert message in error_of(capsys, "validate", "--config", config, "--ckpt_path", str(path))
+
+
 def write_folder(root, labels):
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
