@@ -49,7 +49,7 @@ class UDADataModule(LightningDataModule):
         check: Whether to look through the datasets before training: headers of all images, all label ids.
         cache_dir: Folder for resized copies of images and source labels, made before a run where they are missing;
             `None` makes none. Sets whose transform has no `resize`, and `predict`, are read from their files. Pixels
-            are the same either way. Class statistics are kept there too.
+            are the same either way.
         cache_format: "png" (lossless) or "memmap" (raw; about three times as large, ten times as fast).
     """
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_uda.data.label_spaces import IGNORE_INDEX
+from lightning_uda.metrics.label_sizes import nearest_indices
 
 Interpolation = Literal["bilinear", "bicubic"]
 UInt8 = npt.NDArray[np.uint8]
@@ -49,14 +50,8 @@ def resize_label(label: UInt8, size: tuple[int, int]) -> UInt8:
     """
     if label.shape == size:
         return label
-    rows, columns = (_nearest(found, wanted) for found, wanted in zip(label.shape, size, strict=True))
+    rows, columns = (nearest_indices(found, wanted).numpy() for found, wanted in zip(label.shape, size, strict=True))
     return label.take(rows, axis=0).take(columns, axis=1)  # several times faster than one index for both
-
-
-def _nearest(found: int, wanted: int) -> npt.NDArray[np.intp]:
-    """Pillow's choice for each wanted pixel; it adds up the step, and so do we, to round where it rounds."""
-    step = found / wanted
-    return np.cumsum([step / 2] + [step] * (wanted - 1)).astype(np.intp)
 
 
 class TrainTransform:

@@ -92,9 +92,11 @@ class UDAModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Says so if the last steps will be neither evaluated nor saved."""
-        interval, batches = self.trainer.val_check_batch, self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        if isinstance(interval, int) and self.trainer.datamodule.val is not None and batches % interval:  # type: ignore[attr-defined]
+        """Says so if the last steps will not be evaluated."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        interval = self.trainer.val_check_interval
+        batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        if data is not None and data.val is not None and isinstance(interval, int) and batches % interval:
             _log.warning(
                 "trainer.max_steps is no multiple of trainer.val_check_interval: the last %d batches are not evaluated",
                 batches % interval,

@@ -21,12 +21,17 @@ def resize_labels(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(mask.shape[-2:]) == tuple(size):
         return mask
-    rows, columns = (_nearest(have, want).to(mask.device) for have, want in zip(mask.shape[-2:], size, strict=True))
+    rows, columns = (
+        nearest_indices(have, want).to(mask.device) for have, want in zip(mask.shape[-2:], size, strict=True)
+    )
     return mask[..., rows[:, None], columns]
 
 
 @lru_cache(maxsize=64)
-def _nearest(have: int, want: int) -> Tensor:
-    """Pillow's choice for each wanted pixel: it adds up the step, and so do we, to round where it rounds."""
+def nearest_indices(have: int, want: int) -> Tensor:
+    """Which of `have` pixels Pillow's nearest neighbour takes for each of `want`, int64 (want,).
+
+    It adds up the step, and so do we, to round where it rounds.
+    """
     step = have / want
     return torch.from_numpy(np.cumsum([step / 2] + [step] * (want - 1)).astype(np.int64))

@@ -213,3 +213,23 @@ def test_predictions_have_the_sizes_of_the_files():
     assert [p["pred"].shape for p in predictions] == [(1, 20, 44)] * 2
     assert predictions[0]["pred"].dtype == torch.uint8
     assert predictions[0]["name"] == ["tiny_0_0"]
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(3, True), (4, False)])
+def test_steps_that_will_not_be_evaluated_are_warned_of(steps, warned, caplog):
+    settings = {
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
+    trainer = Trainer(max_steps=steps, **settings, **QUIET)
+    trainer.fit(SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data())
+    assert ("the last 1 batches are not evaluated" in caplog.text) == warned
+
+
+def test_a_method_trains_on_plain_loaders_too():
+    data = tiny_data(val=None)
+    trainer = Trainer(max_steps=2, logger=False, enable_checkpointing=False, **QUIET)
+    trainer.fit(DACS(tiny_network(), "camvid"), data.train_dataloader())
+    assert trainer.global_step == 2
