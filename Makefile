@@ -6,7 +6,7 @@ SEEDS ?= 0 1 2
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench table clean
+.PHONY: help demo test test-slow lint format type bench table ablation rounds nthu clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,71 @@ table: $(TABLE)  ## MiniCity over the seeds SEEDS="0 1 2", mean and deviation; O
 runs/minicity/%/.done: | $(READY)
 	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
 	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity/$*
+	@touch $@
+
+WARM_ROWS := source_only mean_teacher naive_class_mix dacs dsp_hard_paste dsp_soft_paste dsp
+WARM := $(foreach seed,$(SEEDS),$(foreach row,$(WARM_ROWS),runs/warm/seed_$(seed)/$(row)/.done))
+
+ablation: $(WARM) $(WARM:runs/warm/%=runs/warm_bn/%)  ## The rows of DACS's and DSP's tables on MiniCity, 120 steps from source-only checkpoints (hours)
+	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/warm/seed_$(seed)) --rows $(WARM_ROWS)
+	@echo "The same with BatchNorm statistics of target images; source-only is then AdaBN:"
+	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/warm_bn/seed_$(seed)) --rows $(WARM_ROWS)
+
+define WARM_RULES
+$(foreach row,$(WARM_ROWS),runs/warm/seed_$(1)/$(row)/.done): runs/minicity/seed_$(1)/source_only/.done
+endef
+$(foreach seed,$(SEEDS),$(eval $(call WARM_RULES,$(seed))))
+
+runs/warm/%/.done: | $(READY)
+	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
+	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name warm/$* \
+	  --trainer.max_steps 120 --trainer.val_check_interval 120 --data.num_workers 1 \
+	  --model.network.weights runs/minicity/$(dir $*)source_only/version_0/checkpoints/last.ckpt \
+	  --data.cache_dir runs/cache --data.cache_format memmap \
+	  --data.source_transform.resize '[64,128]' --data.target_transform.resize '[64,128]'
+	@touch $@
+
+runs/warm_bn/%/.done: runs/warm/%/.done | $(READY)
+	$(BIN)/lightning-uda validate --config configs/experiment/minicity/$(notdir $*).yaml \
+	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name warm_bn/$* \
+	  --ckpt_path runs/warm/$*/version_0/checkpoints/last.ckpt --trainer.callbacks+=AdaptBatchNorm
+	@touch $@
+
+ROUND_ROWS := st cbst cbst_sp
+ROUNDS := $(foreach seed,$(SEEDS),$(foreach row,$(ROUND_ROWS),runs/rounds/seed_$(seed)/$(row)/.done))
+
+rounds: $(ROUNDS)  ## ST, CBST and CBST-SP on MiniCity from source-only checkpoints, 100 target images, mean and deviation
+	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/rounds/seed_$(seed)) \
+	  --rows source_only $(ROUND_ROWS)
+
+define ROUND_RULES
+$(foreach row,$(ROUND_ROWS),runs/rounds/seed_$(1)/$(row)/.done): runs/rounds/seed_$(1)/source_only
+endef
+$(foreach seed,$(SEEDS),$(eval $(call ROUND_RULES,$(seed))))
+
+runs/rounds/seed_%/source_only: | runs/minicity/seed_%/source_only/.done
+	@mkdir -p $(dir $@)
+	@ln -sfn ../../minicity/seed_$*/source_only $@
+
+runs/rounds/%/.done: | $(READY)
+	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
+	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name rounds/$* \
+	  --model.source_checkpoint runs/rounds/$(dir $*)source_only --data.target.length 100 --data.num_workers 1
+	@touch $@
+
+ROW ?= cbst
+CITYSCAPES ?= data/cityscapes
+NTHU ?= data/nthu
+FOLDS := $(foreach city,rome rio tokyo taipei,$(foreach fold,0 1 2 3 4 5 6 7 8 9,runs/nthu_$(ROW)/$(city)_$(fold)/.done))
+
+nthu: $(FOLDS)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
+	$(BIN)/lightning-uda folds $(dir $(FOLDS)) --output runs/nthu_$(ROW)/folds.csv
+
+runs/nthu_$(ROW)/%/.done: | $(READY)
+	$(BIN)/lightning-uda fit --config configs/experiment/cityscapes_to_nthu/$(ROW).yaml --name nthu_$(ROW)/$* \
+	  --data.source.root $(CITYSCAPES) --data.target.root $(NTHU) --data.val.root $(NTHU) \
+	  $(foreach set,target val,--data.$(set).city $(firstword $(subst _, ,$*)) --data.$(set).fold $(lastword $(subst _, ,$*))) \
+	  --trainer.callbacks+=ConfusionWriter
 	@touch $@
 
 clean:  ## Remove caches and the virtual environment, not the runs

@@ -1,4 +1,4 @@
-"""The command line: `lightning-uda fit|validate|test|predict`, `lightning-uda data check`, `lightning-uda report`."""
+"""The command line: `lightning-uda fit|validate|test|predict|data check|report|folds|sweep`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from rich.text import Text
 
 import lightning_uda.callbacks
 import lightning_uda.data.datasets
@@ -40,13 +41,17 @@ _EPILOG = """
 More commands:
   data check --config FILE      look through the datasets of a config: counts, sizes, classes, every problem
   report RUN [RUN ...]          one table and one HTML page of several runs
+  folds RUN [RUN ...]           the folds of cross-validation (NTHU) pooled, one run each
+  sweep FILE                    the runs of a W&B sweep file, one after another, without W&B
 """
 
+_SETS = ("source", "target", "val", "test", "predict")
 _log = logging.getLogger(__name__)
 _QUIET = (
     "The '.*_dataloader' does not have many workers",
     "LightningCLI's args parameter is intended",
     "Total length of `list` across ranks is zero",  # no validation set
+    "Found .* module\\(s\\) in eval mode at the start of training",  # a BatchNorm policy
     "You're resuming from a checkpoint that ended before the epoch ended",  # the streams start at the trainer's step
     ".*isinstance.treespec, LeafSpec.*",
     "Experiment logs directory .* exists and is not empty",
@@ -126,9 +131,21 @@ class DataCheckCLI(UDACLI):
     """Parses a whole experiment config, but makes its data module only."""
 
     def instantiate_classes(self) -> None:
-        """Makes `self.datamodule`."""
-        data = Namespace(data=self.config["data"])  # type: ignore[no-untyped-call]
-        self.datamodule: UDADataModule = self.parser.instantiate_classes(data)["data"]
+        """Makes `self.datamodule` without the datasets that can't be made; why not stands in `self.unusable`."""
+        self.unusable: dict[str, str] = {}
+        for name in _SETS:
+            try:
+                self._make_data(leave_out=[other for other in _SETS if other != name])
+            except (DatasetError, ValueError) as error:
+                self.unusable[name] = str(_cause(error))
+        self.datamodule = self._make_data(leave_out=self.unusable)
+
+    def _make_data(self, leave_out: Iterable[str]) -> UDADataModule:
+        data = self.config["data"].clone()
+        for name in leave_out:
+            data.init_args[name] = None
+        made: UDADataModule = self.parser.instantiate_classes(Namespace(data=data))["data"]  # type: ignore[no-untyped-call]
+        return made
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -144,6 +161,12 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(check_data(arguments[2:]))
         elif arguments[:1] == ["report"]:
             report_runs(arguments[1:])
+        elif arguments[:1] == ["folds"]:
+            pool_folds(arguments[1:])
+        elif arguments[:1] == ["sweep"]:
+            from lightning_uda.sweep import sweep_runs  # brings matplotlib, which training doesn't need
+
+            sweep_runs(arguments[1:])
         else:
             run_trainer(arguments)
     except (DatasetError, WeightsError, OSError, ValueError, MisconfigurationException, UnpicklingError) as error:
@@ -193,7 +216,9 @@ def check_data(arguments: list[str]) -> int:
         auto_configure_optimizers=False,
     )
     cli.datamodule.setup("fit")
-    console, label_space, problems = rich.get_console(), cli.datamodule.label_space, 0
+    console, label_space, problems = rich.get_console(), cli.datamodule.label_space, len(cli.unusable)
+    for name, why in cli.unusable.items():
+        console.print(f"\n[bold]data.{name}[/bold]  [red]can't be read[/red]\n", Text(why), sep="")
     for name, dataset in cli.datamodule.datasets.items():
         found = scan(dataset, label_space)
         if name in ("source", "target") and len(dataset) < cli.datamodule.batch_size:
@@ -213,6 +238,17 @@ def report_runs(arguments: list[str]) -> None:
     from lightning_uda.report import report  # brings matplotlib, which training doesn't need
 
     report(chosen.runs, chosen.output)
+
+
+def pool_folds(arguments: list[str]) -> None:
+    """`folds`: prints the scores of folds, one run each, and of their pooled matrices, and writes them as CSV."""
+    parser = argparse.ArgumentParser(prog="lightning-uda folds", description=pool_folds.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="Run folders with confusion_val.csv or confusion_test.csv.")
+    parser.add_argument("--output", type=Path, default=Path("runs/folds.csv"), help="The table to write.")
+    chosen = parser.parse_args(arguments)
+    from lightning_uda.report.folds import report_folds  # as above
+
+    report_folds(chosen.runs, chosen.output)
 
 
 def _require_checkpoint(path: str) -> None:
@@ -235,10 +271,16 @@ def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
 
 
 def _readable(error: BaseException) -> str:
-    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
-        error = error.__cause__  # the parser's account of a constructor's error, which itself says what is wrong
-    text = str(error).rpartition("DatasetError: ")[2].strip()  # of a worker's error, the part after its traceback
+    # Of a worker's error, the part after its traceback.
+    text = str(_cause(error)).rpartition("DatasetError: ")[2].strip()
     return f"error: {text}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Of the parser's account of a constructor's error that error, which itself says what is wrong."""
+    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _set_up_messages() -> None:

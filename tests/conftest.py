@@ -1,7 +1,9 @@
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["LIGHTNING_UDA_CACHE"] = tempfile.mkdtemp(prefix="lightning_uda_cache_")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"

@@ -206,7 +206,7 @@ def test_help_documents_the_arguments_of_a_method(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model.help", "DACS"])
     out = capsys.readouterr().out
-    for argument in ("pixel_weighting", "augmentation", "include_ignore", "network", "schedule"):
+    for argument in ("pixel_weighting", "augmentation", "paste_mask", "network", "schedule"):
         assert f"--model.{argument}" in out
     assert "Weights of the mixed image's pixels" in " ".join(out.split())
 
@@ -215,5 +215,5 @@ def test_module_and_script_are_the_same_program():
     script = [str(Path(sys.executable).with_name("lightning-uda"))]
     for command in (script, [sys.executable, "-m", "lightning_uda"]):
         result = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
-        for word in ("fit", "validate", "test", "predict", "data check", "report"):
+        for word in ("fit", "validate", "test", "predict", "data check", "report", "folds", "sweep"):
             assert word in result.stdout

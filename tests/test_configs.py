@@ -45,15 +45,36 @@ def benchmarks(tmp_path_factory):
     return top
 
 
-def small_benchmark(pair, top):
+SMALL = {
+    "deeplab_v2_resnet50": ["--model.network.pretrained", "false"],
+    "deeplab_v2_resnet101": ["--model.network.blocks", "[1,1,1,1]", "--model.network.planes", "[4,4,4,4]"],
+    "fcn8s_vgg16": [
+        *["--model.network.pretrained", "false", "--model.network.backbone", "vgg11"],
+        *["--model.network.fc_channels", "8"],
+    ],
+    "wide_resnet38": ["--model.network.stem_channels", "4"],
+}
+"""Options that bring a network of the papers down to one for a test."""
+
+
+def small_benchmark(config, top):
     """Options that bring a published experiment down to small images and a small network."""
-    source, target = pair.split("_to_")
-    arguments = ["--model.network.blocks", "[1,1,1,1]", "--model.network.planes", "[4,4,4,4]"]
+    source, target = config.parent.name.split("_to_")
+    networks = {"fcn8s": SMALL["fcn8s_vgg16"], "wide": SMALL["wide_resnet38"]}
+    arguments = [*networks.get(config.stem.split("_")[0], SMALL["deeplab_v2_resnet101"])]
     for name, folder in (("source", source), ("target", target), ("val", target)):
         arguments += [f"--data.{name}.root", str(top / folder)]
     for name in ("source", "target"):
         arguments += [f"--data.{name}_transform.resize", "[32, 64]", f"--data.{name}_transform.crop", "[32, 32]"]
-    return [*arguments, "--data.eval_transform.resize", "[32, 64]", "--data.batch_size", "1"]
+    return [*arguments, "--data.eval_transform.resize", "[32, 64]"]
+
+
+def small_rounds(pair):
+    """Options for self-training without a source checkpoint and, on MiniCity, with few target images to label."""
+    return [
+        *["--model.source_checkpoint", "null"],
+        *(["--data.source.length", "6", "--data.target.length", "4"] if pair == "minicity" else []),
+    ]
 
 
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -67,31 +88,45 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
         arguments += ["--model.network.pretrained", "false", "--data.source_transform.crop", "[32, 32]"]
         arguments += ["--data.target_transform.crop", "[32, 32]"]
     if config.parent.name.split("_to_")[0] in MAKERS:
-        arguments += small_benchmark(config.parent.name, benchmarks)
+        arguments += small_benchmark(config, benchmarks)
+    if "SelfTraining" in config.read_text():
+        arguments += small_rounds(config.parent.name)
+    if config.parent.name == "minicity" and any(name in config.stem for name in ("dsp", "alignment")):
+        arguments += ["--data.source.length", "60", "--data.target.length", "60"]
     monkeypatch.chdir(tmp_path)
     cli = run_trainer(arguments)
     assert cli.trainer.global_step == 1
     assert cli.model.label_space.num_classes == cli.model.student.num_classes
 
 
-@pytest.mark.parametrize("method", sorted((CONFIGS / "method").glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("network", sorted((CONFIGS / "network").glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("schedule", sorted((CONFIGS / "schedule").glob("*.yaml")), ids=lambda path: path.stem)
-def test_axes_compose(method, network, schedule, tmp_path, monkeypatch):
+def axis_combinations():
+    """Every method, every network and every schedule once, each with the plain choice on the other axes."""
+    plain = {"method": "dacs", "network": "deeplab_v2_resnet18", "schedule": "minicity"}
+    for axis in plain:
+        for path in sorted((CONFIGS / axis).glob("*.yaml")):
+            yield {**plain, axis: path.stem}
+
+
+@pytest.mark.parametrize("axes", axis_combinations(), ids=lambda axes: "-".join(axes.values()))
+def test_axes_compose(axes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["fit", "--data", str(CONFIGS / "data/minicity.yaml"), "--model", str(method)]
-    arguments += ["--model.network", str(network), "--trainer", str(schedule), *FAST]
+    in_rounds = axes["method"] == "self_training"
+    data = CONFIGS / "data" / ("minicity_crops.yaml" if in_rounds else "minicity.yaml")
+    arguments = ["fit", "--data", str(data), "--model", str(CONFIGS / f"method/{axes['method']}.yaml")]
+    arguments += ["--model.network", str(CONFIGS / f"network/{axes['network']}.yaml")]
+    arguments += ["--trainer", str(CONFIGS / f"schedule/{axes['schedule']}.yaml"), *FAST]
     for name in ("source", "target", "val"):
         arguments += [f"--data.{name}.size", "[32, 64]"]
-    arguments += ["--model.network.pretrained", "false"] if "resnet50" in network.stem else []
-    small = ["--model.network.blocks", "[1,1,1,1]", "--model.network.planes", "[4,4,4,4]"]
-    cli = run_trainer(arguments + (small if "resnet101" in network.stem else []))
+    arguments += SMALL.get(axes["network"], [])
+    if axes["method"] == "dsp":
+        arguments += ["--data.source.length", "60"]
+    cli = run_trainer(arguments + (small_rounds("minicity") if in_rounds else []))
     assert cli.trainer.global_step == 1
 
 
 def test_every_config_is_reached_by_a_test():
     folders = {path.parent.name for path in CONFIGS.rglob("*.yaml")} - {path.parent.name for path in EXPERIMENTS}
-    assert folders == {"data", "network", "method", "schedule"}
+    assert folders == {"data", "network", "method", "rounds", "schedule", "sweeps"}, "sweeps are those of test_sweep.py"
     data = {path.name for path in (CONFIGS / "data").glob("*.yaml")}
     used = {line.split("/")[-1] for path in EXPERIMENTS for line in path.read_text().split() if "/data/" in line}
     assert data == used

@@ -2,6 +2,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from PIL import Image
 from rich.console import Console
 
 from lightning_uda.callbacks.iou_table import append_row
-from lightning_uda.report import ReportError, build_report, format_table, load_runs, report
+from lightning_uda.cli import main
+from lightning_uda.networks import CaffeDeepLabV2, DeepLabV2
+from lightning_uda.report import ReportError, Run, build_report, format_table, load_runs, report
+from lightning_uda.report.settings import settings_lines, settings_of
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSES = (
     "Sky",
     "Building",
@@ -28,7 +33,9 @@ CLASSES = (
 )
 
 
-def write_run(folder, values, *, method="SourceOnly", classes=CLASSES, steps=(100, 200), mixes=False, stage="val"):
+def write_run(
+    folder, values, *, method="SourceOnly", classes=CLASSES, steps=(100, 200), mixes=False, stage="val", **model
+):
     """A run folder as a training leaves it; the IoU of every class is the run's value, of the fourth 5 points more."""
     folder.mkdir(parents=True)
     data = {"label_space": "camvid", "source": {"class_path": "pkg.CamVid"}, "target": {"class_path": "pkg.Dusk"}}
@@ -37,7 +44,7 @@ def write_run(folder, values, *, method="SourceOnly", classes=CLASSES, steps=(10
         "seed_everything": 7,
         "trainer": {"max_steps": 200, "log_every_n_steps": 10},
         "data": {"class_path": "pkg.UDADataModule", "init_args": data},
-        "model": {"class_path": f"pkg.{method}", "init_args": {"network": network}},
+        "model": {"class_path": f"pkg.{method}", "init_args": {"network": network, **model}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for step, value in zip(steps, values, strict=True):
@@ -140,6 +147,71 @@ def test_page_tells_what_the_runs_were(runs, tmp_path):
     assert str(tmp_path) not in text
 
 
+def part(class_path, **init_args):
+    return {"class_path": class_path, "init_args": init_args}
+
+
+TWO, FOUR = "6, 12 (two of four, reference)", "6, 12, 18, 24 (all four)"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "network", "expected"),
+    [
+        (part("torch.optim.SGD", nesterov=False), part("pkg.CaffeDeepLabV2", dilations=[6, 12]),
+         ("SGD, one update per step (clean)", TWO)),
+        (part("torch.optim.SGD", nesterov=True), part("pkg.CaffeDeepLabV2", dilations=[6, 12, 18, 24]),
+         ("SGD with Nesterov momentum, one update per step (clean)", FOUR)),
+        (part("lightning_uda.optim.RepeatedSGD"), part("pkg.CaffeDeepLabV2", dilations=[6, 12]),
+         ("RepeatedSGD, 1/3/4 updates per step (reference)", TWO)),
+        (part("lightning_uda.optim.RepeatedSGD"), part("pkg.DeepLabV2", dilations=[6]),
+         ("RepeatedSGD, one update per step (clean)", "6")),
+        (part("lightning_uda.optim.RepeatedSGD"), part("my.Net"),
+         ("RepeatedSGD, updates per step as Net declares", None)),
+        (None, part("my.Net"), ("not recorded", None)),
+    ],
+)  # fmt: skip
+def test_settings_say_what_was_taken_over_from_the_published_program(tmp_path, optimizer, network, expected):
+    folder = write_run(tmp_path / "a", (20.0, 30.0), optimizer=optimizer, network=network)
+    settings = settings_of(load_runs([folder])[0])
+    assert (settings["optimiser"], settings.get("ASPP branches")) == expected
+    text = page_of(build_report([folder], tmp_path / "report.html")).text
+    assert all(value in text for value in expected if value)
+
+
+def test_networks_declare_the_updates_that_the_report_names():
+    small = {"blocks": (1, 1, 1, 1), "planes": (4, 4, 4, 4)}
+    for network, repeats in ((CaffeDeepLabV2(2, **small), {1, 3, 4}), (DeepLabV2(2, "resnet10t"), {1})):
+        assert {group["update_repeats"] for group in network.parameter_groups()} == repeats
+
+
+@pytest.mark.parametrize("pair", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
+def test_the_reference_preset_differs_in_the_optimiser_only(pair, capsys):
+    configs = []
+    for name in ("dacs", "dacs_reference"):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", str(CONFIGS / f"experiment/{pair}/{name}.yaml"), "--print_config"])
+        configs.append(yaml.safe_load(capsys.readouterr().out))
+        assert configs[-1].pop("name") == f"{pair}/{name}"
+    clean, reference = (settings_of(Run(Path(), "", config, [], [])) for config in configs)
+    assert clean == {"optimiser": "SGD, one update per step (clean)", "ASPP branches": TWO}
+    assert reference == {"optimiser": "RepeatedSGD, 1/3/4 updates per step (reference)", "ASPP branches": TWO}
+    optimizers = [config["model"]["init_args"].pop("optimizer")["init_args"] for config in configs]
+    assert optimizers[1] == {"lr": 2.5e-4, "momentum": 0.9, "weight_decay": 5e-4}
+    assert {name: optimizers[0][name] for name in optimizers[1]} == optimizers[1]
+    assert configs[0] == configs[1]
+
+
+def test_the_console_says_the_settings_once_if_all_runs_share_them(tmp_path):
+    optimizers = {"a": "SGD", "b": "SGD", "c": "AdamW"}
+    folders = [write_run(tmp_path / name, (20.0, 30.0), optimizer=part(path)) for name, path in optimizers.items()]
+    runs = load_runs(folders)
+    assert settings_lines(runs[:2]) == ["optimiser: SGD, one update per step (clean)"]
+    assert settings_lines(runs) == [
+        "a, b: optimiser: SGD, one update per step (clean)",
+        "c: optimiser: AdamW, one update per step (clean)",
+    ]
+
+
 def test_page_is_self_contained(runs, tmp_path):
     page = page_of(build_report(runs, tmp_path / "report.html"))
     assert not {"script", "link", "iframe"} & set(page.tags)
@@ -233,6 +305,7 @@ def test_report_prints_the_table_and_the_path_last(runs, tmp_path, monkeypatch):
     lines = console.export_text().splitlines()
     assert next(line for line in lines if "Road" in line).split() == ["██", "Road", "35.0", "46.3", "+11.3"]
     assert next(line for line in lines if "mIoU" in line).split() == ["mIoU", "30.0", "41.3", "+11.3"]
+    assert "optimiser: not recorded" in lines
     assert lines[-1] == str(tmp_path / "a_folder_with_a_rather_long_name" / "report.html")
 
 

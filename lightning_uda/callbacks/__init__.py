@@ -1,9 +1,12 @@
 """What crosses methods: the teacher's update, pictures, tables, predictions, progress."""
 
+from lightning_uda.callbacks.adapt_batch_norm import AdaptBatchNorm
+from lightning_uda.callbacks.alignment_prior import AlignmentPrior
 from lightning_uda.callbacks.confusion_writer import ConfusionWriter
 from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.callbacks.image_panels import ImagePanels
 from lightning_uda.callbacks.iou_table import IoUTable
+from lightning_uda.callbacks.long_tail import LongTailStatistics
 from lightning_uda.callbacks.prediction_writer import (
     CityscapesLabelIds,
     Colors,
@@ -12,16 +15,21 @@ from lightning_uda.callbacks.prediction_writer import (
     TrainIds,
 )
 from lightning_uda.callbacks.progress_bar import StepProgressBar
+from lightning_uda.callbacks.self_training_rounds import SelfTrainingRounds
 
 __all__ = [
+    "AdaptBatchNorm",
+    "AlignmentPrior",
     "CityscapesLabelIds",
     "Colors",
     "ConfusionWriter",
     "EMATeacher",
     "ImagePanels",
     "IoUTable",
+    "LongTailStatistics",
     "PredictionFormat",
     "PredictionWriter",
+    "SelfTrainingRounds",
     "StepProgressBar",
     "TrainIds",
 ]

@@ -22,7 +22,8 @@ Array = npt.NDArray[np.uint8]
 PANELS_FOLDER = "panels"
 """Name of the folder of pictures in a run folder."""
 
-_PHOTOS = ("image", "source", "target", "mixed_image")
+_STREAMS = ("source", "target", "union")
+_PHOTOS = ("image", *_STREAMS, "mixed_image")
 _CAPTION_HEIGHT = 26
 _GAP = 6
 
@@ -31,10 +32,10 @@ class ImagePanels(Callback):
     """Draws images, labels and predictions at each validation, and what the last training batch was made of.
 
     Tiles are written as `panels/step_000800/val_0_image.png`, `..._mask.png`, `..._prediction.png` (`test_...` when
-    testing) and `train_0_source.png`, `..._source_mask.png`, `..._target.png`; a method whose `training_step` returns
-    `"mixed"` (a mapping of `image`, `mask` and `pixel_weights`) adds `train_0_mixed_image.png`, `..._mixed_mask.png`
-    and `..._pixel_weights.png`. Loggers that take images get one captioned strip per sample. Nothing is copied from the
-    device except when pictures are drawn.
+    testing) and `train_0_source.png`, `..._source_mask.png`, `..._target.png` (in self-training `..._union.png` and
+    `..._union_mask.png`); a method whose `training_step` returns `"mixed"` (a mapping of `image`, `mask` and
+    `pixel_weights`) adds `train_0_mixed_image.png`, `..._mixed_mask.png` and `..._pixel_weights.png`. Loggers that take
+    images get one captioned strip per sample. Nothing is copied from the device except when pictures are drawn.
 
     Args:
         num_images: How many samples of each kind are drawn.
@@ -124,7 +125,7 @@ class ImagePanels(Callback):
         if self._train_sample is None or not trainer.is_global_zero:
             return
         batch, outputs = self._train_sample
-        for index in range(min(self.num_images, len(batch["source"]["image"]))):
+        for index in range(min(self.num_images, len(_streams_of(batch)[0][1]["image"]))):
             tiles = _train_tiles(batch, outputs, index, pl_module.label_space)
             self._save(trainer, f"train_{index}", tiles, f"train/panel_{index}")
 
@@ -172,18 +173,22 @@ def compose_strip(tiles: Mapping[str, Array]) -> Array:
 
 
 def _train_tiles(batch: Any, outputs: Any, index: int, space: LabelSpace) -> dict[str, Array]:
-    tiles = {
-        "source": _picture(batch["source"]["image"][index]),
-        "source_mask": _label_picture(batch["source"]["mask"][index], space),
-    }
-    if "target" in batch:
-        tiles["target"] = _picture(batch["target"]["image"][index])
+    tiles = {}
+    for name, part in _streams_of(batch):
+        tiles[name] = _picture(part["image"][index])
+        if "mask" in part:
+            tiles[f"{name}_mask"] = _label_picture(part["mask"][index], space)
     mixed = outputs.get("mixed") if isinstance(outputs, Mapping) else None
     if mixed is not None:
         tiles["mixed_image"] = _picture(mixed["image"][index])
         tiles["mixed_mask"] = _label_picture(mixed["mask"][index], space)
         tiles["pixel_weights"] = _weight_picture(mixed["pixel_weights"][index])
     return tiles
+
+
+def _streams_of(batch: Any) -> list[tuple[str, Any]]:
+    """The streams of whole images in a batch."""
+    return [(name, batch[name]) for name in _STREAMS if name in batch]
 
 
 def _picture(image: Tensor) -> Array:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import rich
@@ -19,7 +19,9 @@ from rich.text import Text
 
 _LABEL_WIDTH = 10
 _PLAIN_LINES = 10
-_SINGULAR = {"steps": "step", "batches": "batch"}
+_SINGULAR = {"steps": "step", "batches": "batch", "images": "image"}
+
+Item = TypeVar("Item")
 
 
 class StepProgressBar(ProgressBar):
@@ -126,6 +128,29 @@ class StepProgressBar(ProgressBar):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Closes the prediction bar."""
         self._close_eval(trainer)
+
+    # what other callbacks do between steps
+
+    def follow(self, items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+        """Yields items under a bar of their own.
+
+        Args:
+            items: What is worked through.
+            title: Text before the bar, about ten characters.
+            total: Number of items.
+        """
+        progress, plain = self._live_progress(), None
+        task = None if progress is None else progress.add_task(title, total=total, unit="images")
+        if progress is None and self._enabled:
+            plain = _PlainProgress(title, total, 0, "images")
+        for item in items:
+            yield item
+            if progress is not None and task is not None:
+                progress.advance(task)
+            elif plain is not None:
+                plain.advance()
+        if progress is not None and task is not None:
+            progress.remove_task(task)
 
     # whatever happens
 
@@ -248,10 +273,12 @@ class _PlainProgress:
         label: First word of each line.
         total: How many steps there are, if known; else a line comes every hundred steps.
         start: Step to begin from.
+        unit: What is counted; `None` for steps, or for batches where the label is another.
     """
 
-    def __init__(self, label: str, total: int | None, start: int) -> None:
+    def __init__(self, label: str, total: int | None, start: int, unit: str | None = None) -> None:
         self.label = label
+        self._unit = unit or ("steps" if label == "step" else "batches")
         self._total = total
         self._start = self._done = start
         self._began = time.monotonic()
@@ -281,7 +308,7 @@ class _PlainProgress:
         parts.append(_clock(seconds))
         if self._total is not None and done < self._total:
             parts.append(f"{_clock((self._total - done) / speed)} left")
-        parts.append(_speed(speed, "steps" if self.label == "step" else "batches"))
+        parts.append(_speed(speed, self._unit))
         parts += [f"{name} {value}" for name, value in _short_metrics(metrics).items()]
         rich.get_console().print("  ".join(parts), highlight=False, soft_wrap=True)
 

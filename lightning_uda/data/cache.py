@@ -8,24 +8,28 @@ fingerprint of the dataset, the size and the interpolation, so that a change of 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol, TypeVar, cast
+from typing import IO, Literal, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
+from torch import Generator
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.datasets.files import decode_png
 from lightning_uda.data.transforms import Interpolation, resize_image, resize_label
 
 try:
@@ -38,11 +42,11 @@ CacheFormat = Literal["png", "memmap"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
 _VERSION = 1  # to be raised when resizing or a format changes
 _SAMPLED = 8  # images encoded to estimate the size of a set
 _SAFETY = 1.1  # by which the rest may be larger than the sampled ones
 _PARTIAL = ".part"
-_PNG_END = b"IEND\xaeB`\x82"
 _PNG_PARAMETERS = {
     3: (  # photographs: pixel differences to the row above, Huffman coded; smaller and faster to read than level 1
         *(cv2.IMWRITE_PNG_COMPRESSION, 1),
@@ -60,7 +64,7 @@ class CachedDataset(SegmentationDataset):
     """A dataset whose images, and label maps if wanted, come resized from a cache.
 
     What is missing or damaged in the cache is read from the dataset and resized, so the pixels never depend on the
-    cache; `build_caches` completes it.
+    cache. A damaged file is made again where it is found, with a warning; `build_caches` makes what is missing.
 
     Args:
         dataset: Where everything comes from.
@@ -138,7 +142,7 @@ def build_caches(datasets: Iterable[CachedDataset], workers: int | None = None, 
 
     Args:
         datasets: Cached datasets; those that share a folder are built once.
-        workers: Threads; `None` takes Python's default for the machine.
+        workers: Processes, as decoding holds Python's global lock; 0 works in this one, `None` takes one per core.
         progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -157,7 +161,7 @@ def build_caches(datasets: Iterable[CachedDataset], workers: int | None = None, 
             lock.touch()
         with locked(lock):
             store.remove_partial_files()
-            parallel_map(store.write, store.missing(), f"Caching {store.title}", workers, progress)
+            _write_all(store, store.missing(), _cores() if workers is None else workers, progress)
 
 
 def parallel_map(
@@ -170,7 +174,7 @@ def parallel_map(
     """Calls a function for every item in threads, under a progress bar on stderr; the first error stops the rest.
 
     Args:
-        function: What to call; decoding and resizing leave Python's global lock, so threads run side by side.
+        function: What to call; only what leaves Python's global lock runs side by side.
         items: Its arguments.
         title: Text before the bar.
         workers: Threads; `None` takes Python's default for the machine.
@@ -181,9 +185,7 @@ def parallel_map(
     """
     pool = ThreadPoolExecutor(workers)
     try:
-        results = pool.map(function, items)
-        console = Console(stderr=True)
-        return list(track(results, title, len(items), console=console, transient=True, disable=not progress))
+        return list(_shown(pool.map(function, items), title, len(items), progress))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -241,12 +243,11 @@ class _Png:
     def read(self, path: Path, shape: tuple[int, ...]) -> UInt8 | None:
         """The array; `None` if the file is damaged."""
         data = path.read_bytes()
-        if not data.endswith(_PNG_END):
+        try:
+            array = decode_png(data)
+        except ValueError:
             return None
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if array is None or array.shape != shape:
-            return None
-        return cast(UInt8, array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_BGR2RGB, dst=array))
+        return array if array.shape == shape else None
 
     def bytes_needed(self, array: UInt8) -> int:
         return len(self._encode(array))
@@ -304,13 +305,21 @@ class _Store:
         try:
             array = self.codec.read(self._path(index), self.shape)
         except OSError:
-            array = None
-        return self.make(index) if array is None else array
+            return self.make(index)
+        return self._mended(index) if array is None else array
 
     def write(self, index: int) -> None:
         array = self.make(index)
         with _explained(self.folder):
             replace_file(self._path(index), lambda path: self.codec.write(path, array))
+
+    def _mended(self, index: int) -> UInt8:
+        """The array of a damaged file, which is made again if the folder can be written to."""
+        _warn_of_damage(self.folder, self._path(index).name)
+        array = self.make(index)
+        with suppress(OSError):
+            replace_file(self._path(index), lambda path: self.codec.write(path, array))
+        return array
 
     def missing(self) -> list[int]:
         """Indices without a file."""
@@ -333,6 +342,58 @@ class _Store:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}{self.codec.suffix}"
+
+
+_warned_of: set[Path] = set()
+
+
+def _warn_of_damage(folder: Path, name: str) -> None:
+    """Warns once per folder and process."""
+    if folder not in _warned_of:
+        _warned_of.add(folder)
+        _log.warning(
+            "%s: %s is damaged; it and any other damaged file are made again from the dataset. Check the disk.",
+            *(folder, name),
+        )
+
+
+class _Writer(Dataset[DatasetError | None]):
+    """Makes files of a cache in loader workers; errors come back as items, so that their messages stay as they are."""
+
+    def __init__(self, store: _Store, indices: Sequence[int]) -> None:
+        self.store = store
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> DatasetError | None:
+        try:
+            self.store.write(self.indices[position])
+        except DatasetError as error:
+            return error
+        return None
+
+
+def _write_all(store: _Store, indices: Sequence[int], workers: int, progress: bool) -> None:
+    if not indices:
+        return
+    writer, workers = _Writer(store, indices), min(workers, len(indices))
+    own_generator = Generator()  # the global one must not feel whether a cache was built
+    results = DataLoader(writer, batch_size=None, num_workers=workers, generator=own_generator)
+    for error in _shown(results, f"Caching {store.title}", len(indices), progress):
+        if error is not None:
+            raise error
+
+
+def _shown(results: Iterable[Result], title: str, count: int, progress: bool) -> Iterable[Result]:
+    """Results under a progress bar on stderr, if wanted."""
+    return track(results, title, count, console=Console(stderr=True), transient=True, disable=not progress)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folder_name(

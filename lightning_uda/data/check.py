@@ -102,6 +102,7 @@ def scan(
         )
         scanned = list(shown)
     report = _summarize(dataset, label_space, scanned)
+    report.problems = list(dict.fromkeys(report.problems))  # missing labels are one problem of their folder
     known = {problem.where for problem in report.problems}
     report.problems += [problem for problem in dataset.check() if problem.where not in known]
     return report

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from lightning_uda.data.cache import CachedDataset, CacheFormat, build_caches
 from lightning_uda.data.check import require_usable
 from lightning_uda.data.datasets.base import DatasetError, SegmentationDataset
 from lightning_uda.data.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_space
-from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, Stream, collate
+from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, SampleStream, Stream, collate
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
 
 _log = logging.getLogger(__name__)
 _STAGE_SETS = {"fit": ("source", "target", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+_STREAM_SETS = {
+    "source": ("source",),
+    "target": ("target",),
+    "template": ("source",),  # a second, independent draw from the source set (DSP)
+    "tail": ("source",),
+    "union": ("source", "target"),
+}
+"""Datasets that each stream of a training batch draws from."""
 
 
 class UDADataModule(LightningDataModule):
@@ -50,7 +58,7 @@ class UDADataModule(LightningDataModule):
         cache_dir: Folder for resized copies of images and source labels, made before a run where they are missing;
             `None` makes none. Sets whose transform has no `resize`, and `predict`, are read from their files. Pixels
             are the same either way.
-        cache_format: "png" (lossless) or "memmap" (raw; about three times as large, ten times as fast).
+        cache_format: "png" (lossless) or "memmap" (raw; about three times as large, five times as fast).
     """
 
     def __init__(
@@ -93,6 +101,16 @@ class UDADataModule(LightningDataModule):
         self.cache_dir = cache_dir
         self.cache_format: CacheFormat = cache_format
         self._cached: dict[str, CachedDataset] = {}
+        self._fed: dict[str, Callable[[], SampleStream]] = {}
+
+    def feed(self, stream: str, make: Callable[[], SampleStream]) -> None:
+        """Lets a callback supply a stream that a method asks for, such as "tail"; called before training starts.
+
+        Args:
+            stream: Its name.
+            make: Makes it, each time a training loader is made.
+        """
+        self._fed[stream] = make
 
     @property
     def datasets(self) -> dict[str, SegmentationDataset]:
@@ -112,13 +130,20 @@ class UDADataModule(LightningDataModule):
         stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
         names = _STAGE_SETS[stage]
         if stage == "fit":
-            names = (*self._streams_wanted(), *(("val",) if self.val is not None else ()))
+            sets = (name for stream in self._streams_wanted() for name in _STREAM_SETS[stream])
+            names = tuple(dict.fromkeys((*sets, *(("val",) if self.val is not None else ()))))
         chosen = {name: self._require(name) for name in names}
         if self.check:
             batch_size: dict[str, int] = {name: self.batch_size for name in ("source", "target") if name in chosen}
             require_usable(chosen, batch_size, unlabelled=("target", "predict"))
-        readers = [self._reader(name) for name in names]
-        build_caches([reader for reader in readers if isinstance(reader, CachedDataset)])
+        if "source" in names and chosen["source"].sizes_may_differ and self.source_transform.resize is None:
+            raise DatasetError(
+                f"data.source_transform.resize isn't set, but {type(chosen['source']).__name__} has pairs whose image "
+                "and label differ in size. Set it; it brings both to one size."
+            )
+        readers = [self.reader(name) for name in names]
+        caches = [reader for reader in readers if isinstance(reader, CachedDataset)]
+        build_caches(caches, workers=None if self.num_workers else 0)
 
     def setup(self, stage: str) -> None:
         """Checks that label spaces and datasets have classes in common."""
@@ -159,6 +184,18 @@ class UDADataModule(LightningDataModule):
         images = EvaluationImages(self._require("predict"), self.eval_transform, None)
         return self._evaluation_loader(images, batch_size=1)
 
+    def target_dataloader(self, num_images: int, batch_size: int) -> DataLoader[Any]:
+        """Target training images in the geometry of evaluation, without labels: `num_images` evenly spread ones."""
+        images = EvaluationImages(self._require("target"), self.eval_transform, None)
+        chosen = np.unique(np.linspace(0, len(images) - 1, min(num_images, len(images))).round().astype(int))
+        return DataLoader(
+            Subset(images, chosen.tolist()),
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate_evaluation,
+            pin_memory=self._pin_memory,
+        )
+
     def _refuse_short_epochs(self) -> None:
         trainer = self.trainer
         if trainer is None or isinstance(trainer.limit_train_batches, float):
@@ -170,9 +207,8 @@ class UDADataModule(LightningDataModule):
             )
 
     def _eval_dataloader(self, name: str) -> DataLoader[Any]:
-        dataset = self._reader(name)
-        reader = LabelReader(dataset, self._table(dataset))
-        return self._evaluation_loader(EvaluationImages(dataset, self.eval_transform, reader), self.eval_batch_size)
+        images = EvaluationImages(self.reader(name), self.eval_transform, self.label_reader(name))
+        return self._evaluation_loader(images, self.eval_batch_size)
 
     def _evaluation_loader(self, images: EvaluationImages, batch_size: int) -> DataLoader[Any]:
         rank, world_size = self._rank
@@ -192,19 +228,32 @@ class UDADataModule(LightningDataModule):
         if name == "source" and (missing := sorted(set(self.label_space.classes) - named)):
             _log.warning("data.source: has no label for %s: never learned", missing)
 
-    def _stream(self, name: str) -> Stream:
-        dataset = self._reader(name)
-        reader = LabelReader(dataset, self._table(dataset)) if name == "source" else None
-        return Stream(name, dataset, self._train_transform(name), self.seed, reader)
+    def _stream(self, name: str) -> SampleStream:
+        if name in self._fed:
+            return self._fed[name]()
+        if len(_STREAM_SETS[name]) > 1 or name == "tail":
+            raise ValueError(
+                f"The method wants a stream {name!r}, which a callback supplies, but none has. Leave "
+                "`trainer.callbacks` to the method, or add the callback that its documentation names."
+            )
+        (dataset,) = _STREAM_SETS[name]
+        reader = self.label_reader(dataset) if dataset == "source" else None
+        return Stream(name, self.reader(dataset), self.train_transform(dataset), self.seed, reader)
 
-    def _train_transform(self, name: str) -> TrainTransform:
+    def label_reader(self, name: str) -> LabelReader:
+        """Reads the label maps of one of the datasets as train ids, resized if they are cached."""
+        dataset = self.reader(name)
+        return LabelReader(dataset, self._table(dataset))
+
+    def train_transform(self, name: str) -> TrainTransform:
+        """Geometry of a dataset's images in training."""
         return self.source_transform if name == "source" else self.target_transform
 
-    def _reader(self, name: str) -> SegmentationDataset:
+    def reader(self, name: str) -> SegmentationDataset:
         """What a set's images are read from: its cache, or the set itself where resizing would change nothing."""
         dataset = self._require(name)
         evaluated = name in ("val", "test")
-        transform = self.eval_transform if evaluated else self._train_transform(name)
+        transform = self.eval_transform if evaluated else self.train_transform(name)
         if self.cache_dir is None or transform.resize is None or name == "predict":
             return dataset
         if name not in self._cached:

@@ -8,10 +8,10 @@ sees what an uninterrupted run sees from there on.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import cv2
 import numpy as np
@@ -55,6 +55,21 @@ class LabelReader:
         return mask
 
 
+class SampleStream(Protocol):
+    """What `PairedStreams` draws from.
+
+    Attributes:
+        end: Position after the last sample; `None` for an endless stream. May move on between epochs.
+    """
+
+    @property
+    def end(self) -> int | None: ...  # noqa: D102
+
+    def sample(self, position: int) -> Sample:
+        """The sample at a position: arrays by name, the same whenever it is asked for."""
+        ...
+
+
 class Stream:
     """One named, endless, shuffled stream over a dataset.
 
@@ -67,6 +82,8 @@ class Stream:
         seed: Part of the random key.
         label_reader: Gives label maps; `None` for an unlabelled stream, whose labels are never opened.
     """
+
+    end: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -84,22 +101,38 @@ class Stream:
     def index(self, position: int) -> int:
         """Which image of the dataset stands at a position."""
         pass_number, offset = divmod(position, len(self.dataset))
-        return int(_permutation(self.key, pass_number, len(self.dataset))[offset])
+        return int(permutation((*self.key, 0, pass_number), len(self.dataset))[offset])
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position: "image", uint8 (3, H, W), and, of a labelled stream, "mask", uint8 (H, W)."""
-        index = self.index(position)
-        image = self.dataset.load_image(index)
-        mask = None if self.label_reader is None else self.label_reader(index)
-        (transform_seed,) = np.random.SeedSequence((*self.key, 1, position)).generate_state(1)
-        image, mask = self.transform(image, mask, int(transform_seed))
-        sample = {"image": cast(npt.NDArray[np.uint8], np.stack(cv2.split(image)))}
-        return sample if mask is None else {**sample, "mask": np.ascontiguousarray(mask)}
+        """The sample at a position; see `read_sample`."""
+        key = (*self.key, 1, position)
+        return read_sample(self.dataset, self.index(position), self.label_reader, self.transform, key)
+
+
+def read_sample(
+    dataset: SegmentationDataset,
+    index: int,
+    label_reader: Callable[[int], npt.NDArray[np.uint8]] | None,
+    transform: TrainTransform,
+    key: tuple[int, ...],
+) -> Sample:
+    """Image `index` and its label map, transformed as the random key says.
+
+    Returns:
+        "image", uint8 (3, H, W), and, with a reader of labels, "mask", uint8 (H, W).
+    """
+    image = dataset.load_image(index)
+    mask = None if label_reader is None else label_reader(index)
+    (transform_seed,) = np.random.SeedSequence(key).generate_state(1)
+    image, mask = transform(image, mask, int(transform_seed))
+    sample = {"image": cast(npt.NDArray[np.uint8], np.stack(cv2.split(image)))}
+    return sample if mask is None else {**sample, "mask": np.ascontiguousarray(mask)}
 
 
 @lru_cache(maxsize=16)
-def _permutation(key: tuple[int, int], pass_number: int, length: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng((*key, 0, pass_number)).permutation(length)
+def permutation(key: tuple[int, ...], length: int) -> npt.NDArray[np.int64]:
+    """Random order of 0..length - 1, the same for the same key."""
+    return np.random.default_rng(key).permutation(length)
 
 
 class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
@@ -109,7 +142,7 @@ class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
     batches is that of one process.
 
     Args:
-        streams: The streams by name.
+        streams: The streams by name. Batches end where the first of them does, on all ranks alike.
         batch_size: Samples of each stream in a batch.
         first_batch: Number of the first batch; not 0 when a run resumes.
         rank: This process among the distributed ones.
@@ -117,7 +150,12 @@ class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
     """
 
     def __init__(
-        self, streams: Mapping[str, Stream], batch_size: int, first_batch: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        streams: Mapping[str, SampleStream],
+        batch_size: int,
+        first_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.streams = streams
         self.batch_size = batch_size
@@ -138,13 +176,17 @@ class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
         }
 
     def __iter__(self) -> Iterator[dict[str, dict[str, Tensor]]]:
-        """Endless batches, from `first_batch` on."""
+        """Batches from `first_batch` on, endless if all streams are."""
         worker: Any = get_worker_info()
         offset, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         number = self.first_batch + offset
-        while True:
+        while not self._ended(number):
             yield self.batch(number)
             number += step
+
+    def _ended(self, number: int) -> bool:
+        stop = (number + 1) * self.world_size * self.batch_size
+        return any(stream.end is not None and stop > stream.end for stream in self.streams.values())
 
 
 def collate(name: str, samples: list[Sample]) -> dict[str, Tensor]:

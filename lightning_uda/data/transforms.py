@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from lightning_uda.data.datasets.base import DatasetError
 from lightning_uda.data.label_spaces import IGNORE_INDEX
 from lightning_uda.metrics.label_sizes import nearest_indices
 
@@ -97,10 +98,19 @@ class TrainTransform:
 
         Returns:
             The image, uint8 (h, w, 3), and the label map, uint8 (h, w), or `None`.
+
+        Raises:
+            DatasetError: If image and label differ in size and `resize` isn't set.
         """
         if self.resize is not None:
             image = resize_image(image, self.resize, self.interpolation)
             label = None if label is None else resize_label(label, self.resize)
+        elif label is not None and label.shape != image.shape[:2]:
+            raise DatasetError(
+                f"TrainTransform: found a label of {label.shape[0]} x {label.shape[1]} for an image of "
+                f"{image.shape[0]} x {image.shape[1]} (height x width); expected equal sizes. Set `resize` in the "
+                "transform, which brings both to one size, or mend the pair (`lightning-uda data check` names it)."
+            )
         self.random.set_random_seed(seed)
         result = self.random(image=image) if label is None else self.random(image=image, mask=label)
         return result["image"], result.get("mask")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class UDAModule(LightningModule):
         scoring: Sizes at which predictions are scored besides that of the labels, and classes that count as others.
     """
 
-    streams: ClassVar[Sequence[str]] = ("source",)
+    streams: Sequence[str] = ("source",)
     """Streams that a training batch must hold."""
 
     student: SegmentationNetwork

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -12,7 +12,7 @@ from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.losses import cross_entropy, weighted_cross_entropy
 from lightning_uda.methods.base import TeacherModule, size_of, to_float
 from lightning_uda.metrics import Scoring
-from lightning_uda.mixing import class_mix, paste
+from lightning_uda.mixing import ClassMask, PasteMask, paste
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.optim import Poly, Schedule
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting, pseudo_label
@@ -33,7 +33,7 @@ class DACS(TeacherModule):
             `ImageConfidence`, `PixelConfidence` or `UniformWeights`; their `scope` says whether pasted pixels are
             scaled too.
         augmentation: What is done to mixed images before the student sees them; `null` leaves it out.
-        include_ignore: Whether void counts as a class that may be pasted, as in the published program.
+        paste_mask: Which pixels of a source image are pasted: `ClassMask` (half of its classes) or `BoxMask`.
         optimizer: Makes the optimiser from parameter groups. The paper says Nesterov, the program has none.
         schedule: Learning-rate factor over the steps.
         inference: How images are put through the network at test time.
@@ -42,7 +42,7 @@ class DACS(TeacherModule):
         scoring: Sizes and classes that are scored beside the native ones.
     """
 
-    streams: ClassVar = ("source", "target")
+    streams = ("source", "target")
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class DACS(TeacherModule):
         label_space: str,
         pixel_weighting: PixelWeighting = BatchConfidence(threshold=0.968),
         augmentation: Translation | None = StrongAugmentation(),
-        include_ignore: bool = True,
+        paste_mask: PasteMask = ClassMask(),
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(
             params, lr=2.5e-4, momentum=0.9, weight_decay=5e-4
         ),
@@ -63,7 +63,7 @@ class DACS(TeacherModule):
         super().__init__(network, label_space, optimizer, schedule, inference, evaluate, seed, scoring)
         self.pixel_weighting = pixel_weighting
         self.augmentation = augmentation
-        self.include_ignore = include_ignore
+        self.paste_mask = paste_mask
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> dict[str, Any]:
         """Algorithm 1 of the paper, with the teacher of its program making the pseudo-labels."""
@@ -75,7 +75,7 @@ class DACS(TeacherModule):
 
         with torch.no_grad():
             pseudo_labels, confidence = pseudo_label(self.teacher(target_image), size_of(target_image))
-            paste_mask = class_mix(source_mask, generator, include_ignore=self.include_ignore)
+            paste_mask = self.paste_mask(source_mask, generator)
             mixed_image = paste(source_image, target_image, paste_mask)
             if self.augmentation is not None:
                 mixed_image = self.augmentation(mixed_image, generator)

@@ -77,11 +77,16 @@ def paste(foreground: Tensor, background: Tensor, paste_mask: Tensor) -> Tensor:
     """Takes `foreground` on the mask and `background` elsewhere.
 
     Args:
-        foreground: Images (N, C, H, W) or maps (N, H, W).
+        foreground: Images (N, C, H, W) or maps (N, H, W), of any type.
         background: As `foreground`.
         paste_mask: bool (N, H, W).
 
     Returns:
         The mix, of the same shape.
     """
-    return torch.where(paste_mask if foreground.ndim == 3 else paste_mask.unsqueeze(1), foreground, background)
+    if foreground.ndim == 4:
+        paste_mask = paste_mask.unsqueeze(1)
+        if foreground.is_floating_point():
+            # Exact with weights of 0 and 1, and faster on a CPU, where `torch.where` isn't vectorised.
+            return background.lerp(foreground, paste_mask.to(foreground.dtype))
+    return torch.where(paste_mask, foreground, background)

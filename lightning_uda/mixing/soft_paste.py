@@ -5,16 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def soft_paste(foreground: Tensor, background: Tensor, paste_mask: Tensor, opacity: float) -> Tensor:
-    """Blends `foreground` into `background` on the mask.
+def soft_paste(foreground: Tensor, background: Tensor, soft_mask: Tensor) -> Tensor:
+    """Blends `foreground` into `background`.
 
     Args:
         foreground: Images (N, C, H, W).
         background: Images (N, C, H, W).
-        paste_mask: bool (N, H, W).
-        opacity: Share of the foreground on the mask, beta in DSP, in [0, 1]; 1 is a hard paste.
+        soft_mask: Share of the foreground in each pixel, in [0, 1] (N, H, W): M' = beta * M in DSP, the paste mask
+            times the opacity; beta = 1 is a hard paste.
 
     Returns:
-        beta * M * foreground + (1 - beta * M) * background, of shape (N, C, H, W).
+        M' * foreground + (1 - M') * background, of shape (N, C, H, W).
     """
-    return background.lerp(foreground, paste_mask.unsqueeze(1).to(foreground.dtype) * opacity)
+    return background.lerp(foreground, soft_mask.unsqueeze(1))

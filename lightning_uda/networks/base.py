@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-BatchNormPolicy = Literal["train", "frozen_affine", "eval"]
+BatchNormPolicy = Literal["train", "frozen_affine", "frozen_statistics", "eval"]
 
 
 class InputNormalization(nn.Module):
@@ -48,7 +48,8 @@ class SegmentationNetwork(nn.Module, ABC):
         output_stride: Ratio of input to logit size.
         feature_channels: Channels of the features before the classifier.
         batch_norm: "train" (batch statistics, trained scale and shift), "frozen_affine" (batch statistics, scale and
-            shift fixed at their loaded values: DACS and its family) or "eval" (running statistics, all fixed).
+            shift fixed at their loaded values: DACS and its family), "frozen_statistics" (running statistics as loaded,
+            trained scale and shift: CBST's ResNet-38) or "eval" (running statistics, all fixed).
 
     Raises:
         ValueError: If `batch_norm` is none of these.
@@ -108,13 +109,13 @@ class SegmentationNetwork(nn.Module, ABC):
     def apply_batch_norm_policy(self) -> None:
         """Freezes what the policy freezes; to be called once the layers exist."""
         for module in self.batch_norm_modules():
-            module.requires_grad_(self.batch_norm == "train")
+            module.requires_grad_(self.batch_norm in ("train", "frozen_statistics"))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets train or eval mode; under the policy "eval" BatchNorm stays in eval mode."""
+        """Sets train or eval mode; BatchNorm stays in eval mode under "frozen_statistics" and "eval"."""
         super().train(mode)
-        if self.batch_norm == "eval":
+        if self.batch_norm in ("frozen_statistics", "eval"):
             for module in self.batch_norm_modules():
                 module.eval()
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,17 +14,21 @@ from lightning_uda.losses.cross_entropy import upsample
 WeightScope = Literal["target_pixels", "whole_image"]
 
 
-def pseudo_label(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def pseudo_label(
+    logits: Tensor, size: tuple[int, int], alignment: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Most probable class of every pixel and its probability; logits are upsampled before the softmax.
 
     Args:
         logits: Teacher logits (N, C, h, w).
         size: Height and width of the image.
+        alignment: What is done to the probabilities (N, C, *size) before, such as `DistributionAlignment`.
 
     Returns:
         Labels, int64 (N, *size) in 0..C-1 (never void), and confidence, float32 (N, *size) in (0, 1].
     """
-    confidence, labels = upsample(logits, size).softmax(dim=1).max(dim=1)
+    probs = upsample(logits, size).softmax(dim=1)
+    confidence, labels = (probs if alignment is None else alignment(probs)).max(dim=1)
     return labels, confidence
 
 
@@ -60,12 +65,12 @@ class ConfidenceWeighting(PixelWeighting):
 
     @abstractmethod
     def share(self, confident: Tensor) -> Tensor:
-        """Target weight, broadcastable to (N, H, W), of the float map (N, H, W) that is 1 at confident pixels."""
+        """Target weight, float32 broadcastable to (N, H, W), of the confident pixels, bool (N, H, W)."""
 
     def __call__(self, confidence: Tensor, paste_mask: Tensor) -> Tensor:
         """Weights float (N, H, W): the target weight, and 1 on pasted pixels if the scope says so."""
-        weights = self.share((confidence >= self.threshold).to(confidence.dtype)).expand_as(confidence)
-        return weights.masked_fill(paste_mask, 1.0) if self.scope == "target_pixels" else weights
+        share = self.share(confidence >= self.threshold)
+        return torch.where(paste_mask, 1.0, share) if self.scope == "target_pixels" else share.expand_as(confidence)
 
 
 class BatchConfidence(ConfidenceWeighting):
@@ -73,7 +78,7 @@ class BatchConfidence(ConfidenceWeighting):
 
     def share(self, confident: Tensor) -> Tensor:
         """One weight for the batch, shape (1, 1, 1)."""
-        return confident.mean(dim=(0, 1, 2), keepdim=True)
+        return (confident.count_nonzero() / confident.numel()).view(1, 1, 1)
 
 
 class ImageConfidence(ConfidenceWeighting):
@@ -81,7 +86,7 @@ class ImageConfidence(ConfidenceWeighting):
 
     def share(self, confident: Tensor) -> Tensor:
         """One weight for each image, shape (N, 1, 1)."""
-        return confident.mean(dim=(1, 2), keepdim=True)
+        return confident.float().mean(dim=(1, 2), keepdim=True)
 
 
 class PixelConfidence(ConfidenceWeighting):
@@ -89,7 +94,7 @@ class PixelConfidence(ConfidenceWeighting):
 
     def share(self, confident: Tensor) -> Tensor:
         """One weight for each pixel, shape (N, H, W)."""
-        return confident
+        return confident.float()
 
 
 class UniformWeights(PixelWeighting):

@@ -10,13 +10,14 @@ from rich.table import Table
 
 from lightning_uda.report.page import write_page
 from lightning_uda.report.runs import ReportError, Run, load_runs
+from lightning_uda.report.settings import settings_lines
 from lightning_uda.report.table import table_of
 
 __all__ = ["ReportError", "Run", "build_report", "format_table", "load_runs", "report"]
 
 
 def report(runs: Sequence[Path], output: Path) -> None:
-    """Prints the table of several runs, writes their page, and prints the page's path last.
+    """Prints the table of several runs and how they were optimised, writes their page, and prints its path last.
 
     Args:
         runs: Run folders, as `build_report` takes them.
@@ -28,6 +29,8 @@ def report(runs: Sequence[Path], output: Path) -> None:
     loaded = load_runs(runs)
     console = rich.get_console()
     console.print(table_of(loaded))
+    for line in settings_lines(loaded):
+        console.print(line, style="dim", highlight=False, markup=False)
     for run in loaded:
         if not run.finished:
             console.print(f"{run.title} is not finished: step {run.last_step} of {run.max_steps}.", style="yellow")

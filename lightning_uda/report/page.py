@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from lightning_uda.report.charts import charts_of, run_color
 from lightning_uda.report.runs import FILES, Run, class_name, describe, init_args, label_space_of
+from lightning_uda.report.settings import settings_of
 from lightning_uda.report.table import gain_of, percent, rows_of
 
 _TRAIN_TILES = {
@@ -35,18 +36,19 @@ def write_page(runs: Sequence[Run], output: Path) -> Path:
     if output.is_dir():
         output = output / "report.html"
     html = _render(runs)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.exists():
-        output.rename(_free_name(output))
-    output.write_text(html, encoding="utf-8")
+    write_beside_older(output, html)
     return output
 
 
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    return older
+def write_beside_older(path: Path, text: str) -> None:
+    """Writes a file; one that is there already is kept as `<stem>.<n><suffix>`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        number = 1
+        while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(older)
+    path.write_text(text, encoding="utf-8")
 
 
 def _render(runs: Sequence[Run]) -> str:
@@ -80,6 +82,7 @@ def _card(run: Run, first: Run, color: str) -> dict[str, Any]:
         "method": class_name(run.config.get("model")),
         "data": " → ".join(sets),
         "network": describe(model.get("network")),
+        **settings_of(run),
         "steps": f"{run.max_steps or run.last_step}" if run.finished else steps,
         "seed": "" if seed is None else str(seed),
         "time": _duration(run),

@@ -3,9 +3,10 @@
 from lightning_uda.translation.photometric import (
     ColorJitter,
     GaussianBlur,
+    RadianAugmentation,
     RandomApply,
     StrongAugmentation,
     Translation,
 )
 
-__all__ = ["ColorJitter", "GaussianBlur", "RandomApply", "StrongAugmentation", "Translation"]
+__all__ = ["ColorJitter", "GaussianBlur", "RadianAugmentation", "RandomApply", "StrongAugmentation", "Translation"]

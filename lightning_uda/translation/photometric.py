@@ -11,9 +11,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_uda.precision import full_precision
 
 
 class Translation(ABC):
@@ -44,21 +48,23 @@ class JitterParameters:
         order: int64 (N, 4), a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
     """
 
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    order: Tensor
+    brightness: npt.NDArray[np.float32]
+    contrast: npt.NDArray[np.float32]
+    saturation: npt.NDArray[np.float32]
+    hue: npt.NDArray[np.float32]
+    order: npt.NDArray[np.int64]
 
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_PHASES = np.array([5, 3, 1], dtype=np.float32).reshape(3, 1)  # of red, green and blue in the hue circle, in sextants
 
 
 def color_jitter(image: Tensor, parameters: JitterParameters) -> Tensor:
     """Applies the four operations to each image in its own order, clamping to [0, 1] after each.
 
     Brightness is additive and contrast multiplies about zero, as in the augmentation library of 2020 that DACS used.
-    Saturation and hue act in HSV; where one follows the other in an image they share one conversion.
+    Saturation and hue act in HSV; where one follows the other in an image they share one conversion. So every order is
+    a chain of linear step, conversion, linear step, conversion, linear step, of which some do nothing.
 
     Args:
         image: RGB float (N, 3, H, W) in [0, 1].
@@ -67,51 +73,79 @@ def color_jitter(image: Tensor, parameters: JitterParameters) -> Tensor:
     Returns:
         Float (N, 3, H, W) in [0, 1].
     """
-    in_hsv = parameters.order >= _SATURATION
-    for slot in range(4):
-        operation = parameters.order[:, slot]
-        scale = torch.where(operation == _CONTRAST, parameters.contrast, 1.0)
-        shift = torch.where(operation == _BRIGHTNESS, parameters.brightness - 1, 0.0)
-        image = _per_image(shift, image).addcmul(image, _per_image(scale, image)).clamp_(0, 1)
-
-        merged = in_hsv[:, slot + 1] if slot < 3 else torch.zeros_like(in_hsv[:, 0])
-        follows = in_hsv[:, slot - 1] if slot > 0 else torch.zeros_like(in_hsv[:, 0])
-        chosen = in_hsv[:, slot] & ~follows
-        saturation = torch.where(merged | (operation == _SATURATION), parameters.saturation, 1.0)
-        hue = torch.where(merged | (operation == _HUE), parameters.hue, 0.0)
-        if chosen.all():
-            image = adjust_hsv(image, _per_image(saturation, image), _per_image(hue, image))
-        elif chosen.any():
-            index = chosen.nonzero().squeeze(1)
-            part = index.to(image.device, non_blocking=True)
-            image[part] = adjust_hsv(image[part], _per_image(saturation[index], image), _per_image(hue[index], image))
+    linear, saturation, phases = _chain(parameters)
+    packed = np.concatenate([linear.reshape(12, -1), saturation, phases.reshape(6, -1)])
+    values = torch.from_numpy(packed[:, :, None, None, None]).to(image, non_blocking=True).unbind(0)
+    for stage in range(3):
+        if not np.array_equal(linear[stage], np.broadcast_to(_IDENTITY, linear[stage].shape)):
+            scale, shift, low, high = values[4 * stage : 4 * stage + 4]
+            image = torch.clamp(torch.addcmul(shift, image, scale), low, high)
+        if stage == 0:
+            image = adjust_hsv(image, values[12], torch.cat(values[14:17], dim=1))
+        elif stage == 1 and (twice := np.flatnonzero(np.isfinite(saturation[1]))).size:
+            part = torch.from_numpy(twice).to(image.device, non_blocking=True)
+            factor, phase = values[13][part], torch.cat(values[17:20], dim=1)[part]
+            image = image.index_copy(0, part, adjust_hsv(image[part], factor, phase))
     return image
 
 
-def adjust_hsv(image: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+_IDENTITY = np.array([1, 0, 0, 1], dtype=np.float32).reshape(4, 1)
+
+
+def _chain(parameters: JitterParameters) -> tuple[npt.NDArray[np.float32], ...]:
+    """Each image's operations as three linear steps around two conversions to HSV.
+
+    Two linear operations in a row make one: clamp(a clamp(v, low, high) + b, 0, 1) is clamp(a v + b, a low + b,
+    a high + b) with clamped bounds, as a >= 0.
+
+    Returns:
+        Scale, shift, lower and upper bound of the linear steps (3, 4, N); saturation factors (2, N), NaN in the second
+        row where an image needs one conversion only; phases (2, 3, N) of the hue.
+    """
+    count = len(parameters.order)
+    factors = np.stack([parameters.brightness - 1, parameters.contrast, parameters.saturation, parameters.hue])
+    linear = np.tile(_IDENTITY, (3, 1, count))
+    saturation = np.full((2, count), np.nan, dtype=np.float32)
+    phases = np.tile(_PHASES, (2, 1, count))
+    images, conversions, converting = np.arange(count), np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
+    for operation in parameters.order.T:
+        in_hsv = operation >= _SATURATION
+        conversions += in_hsv & ~converting
+        converting = in_hsv
+        scale = np.where(operation == _CONTRAST, factors[_CONTRAST], 1)
+        shift = np.where(operation == _BRIGHTNESS, factors[_BRIGHTNESS], 0)
+        before = linear[conversions, :, images]
+        bounds = (before[:, 2:] * scale[:, None] + shift[:, None]).clip(0, 1)
+        linear[conversions, :2, images] = before[:, :2] * scale[:, None]
+        linear[conversions, 1, images] += shift
+        linear[conversions, 2:, images] = bounds
+        chosen, which = images[in_hsv], conversions[in_hsv] - 1
+        known = np.nan_to_num(saturation[which, chosen], nan=1.0)
+        factor = np.where(operation == _SATURATION, factors[_SATURATION], 1)[in_hsv]
+        saturation[which, chosen] = known * factor
+        turned = np.where(operation == _HUE, 6 * factors[_HUE], 0)[in_hsv]
+        phases[which, :, chosen] += turned[:, None]
+    return linear, saturation, phases
+
+
+def adjust_hsv(image: Tensor, saturation: Tensor, phases: Tensor) -> Tensor:
     """Multiplies the HSV saturation (clamped to 1) and shifts the hue.
 
     Args:
         image: RGB float (N, 3, H, W) in [0, 1].
         saturation: Factors, (N, 1, 1, 1).
-        hue: Shifts in full turns, (N, 1, 1, 1).
+        phases: 5, 3 and 1 plus the hue shift in sextants, (N, 3, 1, 1).
 
     Returns:
         Float (N, 3, H, W) in [0, 1].
     """
     value = image.amax(dim=1, keepdim=True)
     chroma = value - image.amin(dim=1, keepdim=True)
-    red, green, blue = image.unbind(1)
+    red, green, blue = image.chunk(3, dim=1)
     # Hue in sextants: the difference of the other two channels over the chroma, plus 0, 2 or 4 by the largest channel.
-    sextant = torch.where(
-        value.squeeze(1) == red,
-        green - blue,
-        torch.where(value.squeeze(1) == green, blue - red, red - green).add_(
-            torch.where(value.squeeze(1) == green, 2.0, 4.0).mul_(chroma.squeeze(1))
-        ),
-    ).unsqueeze(1) / chroma.clamp(min=torch.finfo(image.dtype).tiny)
-    phase = torch.tensor([5.0, 3.0, 1.0], dtype=image.dtype).to(image.device, non_blocking=True).view(1, 3, 1, 1)
-    k = (sextant + (phase + 6 * hue)).remainder_(6)
+    not_red = torch.where(value == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
+    sextant = torch.where(value == red, green - blue, not_red).div_(chroma.clamp(min=torch.finfo(image.dtype).tiny))
+    k = (sextant + phases).remainder_(6)
     ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
     return value - torch.minimum(chroma * saturation, value) * ramp
 
@@ -147,14 +181,14 @@ class ColorJitter(Translation):
 
     def draw(self, count: int, generator: torch.Generator) -> JitterParameters:
         """Draws the parameters of `count` images."""
-        spread = torch.rand(4, count, generator=generator).mul_(2).sub_(1)
-        order = torch.rand(count, 4, generator=generator).argsort(dim=1)
+        draws = torch.rand(8, count, generator=generator).numpy()
+        spread = 2 * draws[:4] - 1
         return JitterParameters(
             1 + self.brightness * spread[0],
             1 + self.contrast * spread[1],
             1 + self.saturation * spread[2],
             self.hue * spread[3],
-            order,
+            draws[4:].argsort(axis=0).T,
         )
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
@@ -168,11 +202,11 @@ def blur_kernel_size(length: int) -> int:
     return size if size % 2 else size - 1
 
 
-def gaussian_blur(image: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
+def gaussian_blur(image: Tensor, sigma: npt.NDArray[np.float32], max_sigma: float) -> Tensor:
     """Separable Gaussian blur with one sigma for each image and reflected borders.
 
     Args:
-        image: Float (N, C, H, W).
+        image: float32 (N, C, H, W).
         sigma: Standard deviations in pixels, (N,), positive.
         max_sigma: Upper bound of sigma. Kernels reach `blur_kernel_size` pixels as in the published program, but not
             further than 5 sigma, where less than 1e-6 of the weight is left.
@@ -180,25 +214,23 @@ def gaussian_blur(image: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
     Returns:
         Float (N, C, H, W).
     """
-    for dim in (2, 3):
-        radius = min((blur_kernel_size(image.shape[dim]) - 1) // 2, math.ceil(5 * max_sigma))
-        if radius > 0:
-            image = _blur_axis(image, sigma, radius, dim)
-    return image
+    count, channels, height, width = image.shape
+    reach = math.ceil(5 * max_sigma)
+    rows, columns = (min((blur_kernel_size(length) - 1) // 2, reach) for length in (height, width))
+    padded_size = (height + 2 * rows, width + 2 * columns)
+    stacked = F.pad(image, (columns, columns, rows, rows), mode="reflect").view(1, count * channels, *padded_size)
+    with full_precision(image.device):
+        for radius, shape in ((rows, (-1, 1)), (columns, (1, -1))):
+            kernel = torch.from_numpy(_gaussian(sigma, radius).repeat(channels, axis=0)).to(image, non_blocking=True)
+            stacked = F.conv2d(stacked, kernel.view(count * channels, 1, *shape), groups=count * channels)
+    return stacked.view_as(image)
 
 
-def _blur_axis(image: Tensor, sigma: Tensor, radius: int, dim: int) -> Tensor:
-    offset = torch.arange(-radius, radius + 1, dtype=sigma.dtype)
-    kernel = torch.exp(-0.5 * (offset / sigma.unsqueeze(1)) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).to(image, non_blocking=True)
-    padding = (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0)
-    padded = F.pad(image, padding, mode="reflect")
-    length = image.shape[dim]
-    result = padded.narrow(dim, radius, length) * kernel[:, radius].view(-1, 1, 1, 1)
-    for r in range(1, radius + 1):
-        both = padded.narrow(dim, radius - r, length) + padded.narrow(dim, radius + r, length)
-        result.addcmul_(both, kernel[:, radius + r].view(-1, 1, 1, 1))
-    return result
+def _gaussian(sigma: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
+    """Sampled Gaussians of sum 1, (N, 2 * radius + 1)."""
+    offset = np.arange(-radius, radius + 1, dtype=np.float32)
+    kernel = np.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+    return np.asarray(kernel / kernel.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 class GaussianBlur(Translation):
@@ -216,7 +248,7 @@ class GaussianBlur(Translation):
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Blurred batch, float (N, 3, H, W) in [0, 1]."""
         low, high = self.sigma
-        sigma = low + (high - low) * torch.rand(image.shape[0], generator=generator)
+        sigma = (low + (high - low) * torch.rand(image.shape[0], generator=generator)).numpy()
         return gaussian_blur(image, sigma, high)
 
 
@@ -236,7 +268,7 @@ class RandomApply(Translation):
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """The translated batch, or the given one."""
-        gate = torch.rand((), generator=generator)
+        gate = torch.rand((), generator=generator).item()  # on the CPU
         return self.translation(image, generator) if gate < self.p else image
 
 
@@ -266,5 +298,21 @@ class StrongAugmentation(Translation):
         return image
 
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1).to(like, non_blocking=True)
+class RadianAugmentation(StrongAugmentation):
+    """`StrongAugmentation` with hue shifts in radians, about a sixth of DACS's: what the program of DSP pins.
+
+    Args:
+        jitter: As in `StrongAugmentation`.
+        jitter_p: As in `StrongAugmentation`.
+        blur: As in `StrongAugmentation`.
+        blur_p: As in `StrongAugmentation`.
+    """
+
+    def __init__(
+        self,
+        jitter: Translation | None = ColorJitter(hue_unit="radians"),
+        jitter_p: float = 0.8,
+        blur: Translation | None = GaussianBlur(),
+        blur_p: float = 0.5,
+    ) -> None:
+        super().__init__(jitter, jitter_p, blur, blur_p)

@@ -193,3 +193,11 @@ def test_tensorboard_gets_the_image(tmp_path):
 def test_impossible_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="expected numbers of 1 or more"):
         ImagePanels(**arguments)
+
+
+def test_tiles_of_self_training(tmp_path):
+    batches = [{"union": train_batch(step)["source"]} for step in range(8)]
+    loader = DataLoader(batches, batch_size=None)
+    trainer_of(tmp_path, ImagePanels(num_images=1)).fit(Module(mixes=False), loader, val_loader())
+    names = {path.name for path in (panels_of(tmp_path) / "step_000004").glob("train_*")}
+    assert names == {"train_0_union.png", "train_0_union_mask.png"}

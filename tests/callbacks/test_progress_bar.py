@@ -180,3 +180,20 @@ def test_terminal_is_given_back_after_an_error(terminal, monkeypatch):
 def test_refresh_rate_must_be_positive():
     with pytest.raises(ValueError, match="refresh_per_second 0"):
         StepProgressBar(0)
+
+
+def test_what_happens_between_steps_has_a_bar_of_its_own(plain):
+    bar = StepProgressBar()
+    assert list(bar.follow(iter("abcd"), "labelling", 4)) == list("abcd")
+    assert "labelling 4/4  100%" in plain.file.getvalue()
+    assert "images/s" in plain.file.getvalue()
+
+
+def test_that_bar_disappears_when_it_is_done(terminal):
+    bar = StepProgressBar()
+    items = bar.follow(range(2), "labelling", 2)
+    next(items)
+    assert [task.description for task in bar._progress.tasks] == ["labelling"]
+    assert list(items) == [1]
+    assert not bar._progress.tasks
+    bar._close()

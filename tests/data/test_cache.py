@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lightning_uda.data import cache
@@ -51,7 +52,7 @@ def files(folder, suffix):
 
 def build(dataset, folder, **kwargs):
     cached = CachedDataset(dataset, folder, SIZE, **kwargs)
-    build_caches([cached], progress=False)
+    build_caches([cached], workers=0, progress=False)
     return cached
 
 
@@ -104,7 +105,7 @@ def resident_bytes(name):
 def test_of_a_memory_mapped_image_only_the_crop_is_read(tmp_path):
     size = (2000, 2400)
     cached = CachedDataset(TinyDataset(length=1, size=size), tmp_path, size, cache_format="memmap")
-    build_caches([cached], progress=False)
+    build_caches([cached], workers=0, progress=False)
     image = cached.load_image(0)
     crop, _ = TrainTransform(size, crop=(32, 32), horizontal_flip=0.5)(image, None, 0)
     assert crop.shape == (32, 32, 3)
@@ -142,7 +143,7 @@ def test_an_interrupted_build_leaves_whole_files_and_is_resumed(tmp_path):
         whole.stores[0].write(index)
     (whole.stores[0].folder / "000003.png.77.part").write_bytes(b"half of a fi")
     log.unlink()
-    build_caches([whole], workers=1, progress=False)
+    build_caches([whole], workers=0, progress=False)
     assert set(Recorded(log).read) == {3, 4, 6, 7, 8, 9}
     assert {path.name for path in whole.stores[0].folder.iterdir()} == {
         "build.lock",
@@ -153,25 +154,76 @@ def test_an_interrupted_build_leaves_whole_files_and_is_resumed(tmp_path):
 def test_a_reader_that_fails_stops_the_build_and_keeps_what_is_done(tmp_path):
     log, folder = tmp_path / "log", tmp_path / "cache"
     with pytest.raises(DatasetError, match="image 7 can't be read"):
-        build_caches([CachedDataset(Recorded(log, broken=7), folder, SIZE)], workers=1, progress=False)
+        build_caches([CachedDataset(Recorded(log, broken=7), folder, SIZE)], workers=0, progress=False)
     assert [path.stem for path in files(folder, ".png")][:3] == ["000000", "000001", "000002"]
     assert files(folder, ".part") == []
     done = len(files(folder, ".png"))
     log.unlink()
-    build_caches([CachedDataset(Recorded(log), folder, SIZE)], workers=1, progress=False)
+    build_caches([CachedDataset(Recorded(log), folder, SIZE)], workers=0, progress=False)
     assert len(set(Recorded(log).read)) == 10 - done
     assert len(files(folder, ".png")) == 10
 
 
+@pytest.mark.parametrize("workers", [2, None])
+def test_processes_share_a_build_and_leave_the_random_numbers_alone(tmp_path, workers):
+    log, state = tmp_path / "log", torch.get_rng_state()
+    cached = CachedDataset(Recorded(log), tmp_path / "cache", SIZE, labels=True)
+    build_caches([cached], workers, progress=False)
+    assert len(files(tmp_path, ".png")) == 20
+    assert all(np.array_equal(cached.load_image(i), resize_image(TinyDataset().load_image(i), SIZE)) for i in range(10))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_error_of_a_process_is_raised_with_its_own_message(tmp_path):
+    with pytest.raises(DatasetError) as error:
+        build_caches([CachedDataset(Recorded(tmp_path / "log", broken=7), tmp_path, SIZE)], 2, progress=False)
+    assert str(error.value) == "image 7 can't be read"
+
+
 @pytest.mark.parametrize("cache_format", FORMATS)
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"junk" + data, None])
-def test_damaged_and_missing_files_are_read_from_the_dataset(tmp_path, cache_format, damage):
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"", lambda data: b"junk" + data, None])
+def test_damaged_and_missing_files_are_read_from_the_dataset(tmp_path, caplog, cache_format, damage):
     cached = build(TinyDataset(), tmp_path, labels=True, cache_format=cache_format)
-    for path in files(tmp_path, {"png": ".png", "memmap": ".raw"}[cache_format]):
-        path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
-    for index in range(len(cached)):
-        assert np.array_equal(cached.load_image(index), resize_image(TinyDataset().load_image(index), SIZE))
-        assert np.array_equal(cached.load_label(index), resize_label(TinyDataset().load_label(index), SIZE))
+    paths = files(tmp_path, {"png": ".png", "memmap": ".raw"}[cache_format])
+    whole = {path: path.read_bytes() for path in paths}
+    for path, data in whole.items():
+        path.unlink() if damage is None else path.write_bytes(damage(data))
+    for _ in range(2):
+        for index in range(len(cached)):
+            assert np.array_equal(cached.load_image(index), resize_image(TinyDataset().load_image(index), SIZE))
+            assert np.array_equal(cached.load_label(index), resize_label(TinyDataset().load_label(index), SIZE))
+    if damage is None:
+        assert not any(path.exists() for path in paths)
+        assert caplog.messages == []
+    else:  # made again, with one warning for the images and one for the label maps
+        assert {path: path.read_bytes() for path in paths} == whole
+        assert [str(folder) in line for folder, line in zip(folders(cached), caplog.messages, strict=True)] == [
+            True
+        ] * 2
+
+
+@pytest.mark.parametrize("position", [20, 24, 25, 200])  # width, depth and kind in the header; pixels
+def test_one_changed_byte_in_a_cached_png_is_noticed_and_mended(tmp_path, caplog, position):
+    cached = build(TinyDataset(), tmp_path)
+    path = files(tmp_path, ".png")[3]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+    assert np.array_equal(cached.load_image(3), resize_image(TinyDataset().load_image(3), SIZE))
+    assert path.read_bytes() == whole
+    assert "000003.png is damaged" in caplog.text
+
+
+def test_a_damaged_file_that_cannot_be_mended_does_no_harm(tmp_path, monkeypatch):
+    cached = build(TinyDataset(), tmp_path)
+    path = files(tmp_path, ".png")[3]
+    path.write_bytes(b"junk")
+
+    def refuse(path, write):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cache, "replace_file", refuse)
+    assert np.array_equal(cached.load_image(3), resize_image(TinyDataset().load_image(3), SIZE))
+    assert path.read_bytes() == b"junk"
 
 
 @pytest.mark.parametrize("content", [b"", None])
@@ -255,8 +307,8 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(tmp_path, 
     assert "2 images of 18 x 24, 10 images of 18 x 24, 10 label maps of 18 x 24" in str(error.value)
     assert "but only 0.0 MB are free" in str(error.value)
     assert not (tmp_path / "cache").exists()
-    build_caches([small], progress=False)
-    build_caches([big], progress=False)
+    build_caches([small], workers=0, progress=False)
+    build_caches([big], workers=0, progress=False)
     assert len(files(tmp_path, ".raw")) == 22
 
 
@@ -264,7 +316,7 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(tmp_path, 
 def test_the_estimate_is_close_to_what_is_written(tmp_path, cache_format):
     cached = CachedDataset(TinyDataset(length=30), tmp_path, SIZE, cache_format=cache_format)
     needed = cached.stores[0].bytes_needed()
-    build_caches([cached], progress=False)
+    build_caches([cached], workers=0, progress=False)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.*"))
     assert 0.9 * needed < 1.1 * written < 1.2 * needed
 

@@ -17,6 +17,15 @@ class BrokenDataset(TinyDataset):
         return [Problem("street.png", "the file is cut off. Copy it again.")]
 
 
+def test_a_set_with_unequal_pairs_needs_a_size(monkeypatch):
+    data = tiny_data()
+    monkeypatch.setattr(data.source, "sizes_may_differ", True)
+    with pytest.raises(DatasetError, match=r"source_transform\.resize isn't set, but TinyDataset has pairs"):
+        data.prepare_data()
+    data.source_transform = TrainTransform(resize=(24, 32))
+    data.prepare_data()
+
+
 def test_training_batches_hold_what_the_method_declares():
     seen = []
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_uda.data.datasets.base import DatasetError
 from lightning_uda.data.label_spaces import CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX
 from lightning_uda.data.transforms import EvalTransform, TrainTransform, resize_image, resize_label
 
@@ -86,6 +87,17 @@ def test_a_crop_larger_than_the_image_or_labels_without_size_are_refused():
         TrainTransform(resize=(360, 640), crop=(512, 512))
     with pytest.raises(ValueError, match='labels="resized" needs `resize`'):
         EvalTransform(labels="resized")
+
+
+@pytest.mark.parametrize("options", [{}, {"crop": (4, 4)}, {"horizontal_flip": 1.0}])
+def test_a_label_of_another_size_needs_resize(options):
+    image, label = np.zeros((8, 12, 3), np.uint8), np.zeros((10, 12), np.uint8)
+    message = r"label of 10 x 12 for an image of 8 x 12 \(height x width\).* Set `resize` in the transform"
+    with pytest.raises(DatasetError, match=message):
+        TrainTransform(**options)(image, label, 0)
+    resized, mask = TrainTransform(resize=(6, 8), **options)(image, label, 0)
+    assert mask.shape == resized.shape[:2]
+    assert TrainTransform(**options)(image, None, 0)[1] is None
 
 
 def test_native_labels_keep_their_size():

@@ -3,6 +3,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_uda.methods import DACS, dacs
+from lightning_uda.mixing import BoxMask, paste_mask_of
 from lightning_uda.networks.base import InputNormalization, SegmentationNetwork
 from lightning_uda.optim import Constant
 from lightning_uda.pseudo_labels import BatchConfidence, UniformWeights
@@ -38,9 +39,8 @@ def test_training_step_is_the_reference(golden, monkeypatch):
     for image in range(2):
         chosen[image, g[f"chosen_classes_{image}"]] = True
     monkeypatch.setattr(dacs, "to_float", lambda image: image)
-    monkeypatch.setattr(dacs, "class_mix", lambda mask, generator, **_: chosen.gather(1, mask.flatten(1)).view_as(mask))
     logits = [g[f"student_logits_{part}"].requires_grad_() for part in ("source", "mixed")]
-    module = DACS(Replay(), "cityscapes", augmentation=None)
+    module = DACS(Replay(), "cityscapes", augmentation=None, paste_mask=lambda mask, _: paste_mask_of(mask, chosen))
     module.student, module.teacher = Replay(*logits), Replay(g["teacher_logits_target"])
     module.log_step = lambda values: logged.update(values)
     logged = {}
@@ -80,6 +80,7 @@ def test_parts_and_scope_change_the_run():
         run(pixel_weighting=UniformWeights()),
         run(pixel_weighting=BatchConfidence(0.968, "whole_image")),
         run(augmentation=None),
+        run(paste_mask=BoxMask()),
     ]
     assert len({tuple(weights.tolist()) for weights in runs}) == len(runs)
 

@@ -49,6 +49,8 @@ def test_paste_is_the_reference(golden):
     mask = g["mask"].bool().unsqueeze(0)
     image = paste(g["paste_image"][None], g["base_image"][None], mask)
     assert torch.equal(image[0], g["mixed_image_hard"])
+    pictures = [picture.abs().byte()[None] for picture in (g["paste_image"], g["base_image"])]
+    assert torch.equal(paste(*pictures, mask)[0], torch.where(mask, pictures[0][0], pictures[1][0]))
     assert torch.equal(paste(g["paste_label"][None], g["base_label"][None], mask)[0], g["mixed_label"])
     weight = paste(torch.ones_like(g["base_weight"])[None], g["base_weight"][None], mask)
     assert torch.equal(weight[0], g["mixed_weight"])

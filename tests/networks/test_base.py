@@ -52,7 +52,12 @@ def test_forward_normalizes_encodes_and_classifies():
 
 @pytest.mark.parametrize(
     ("policy", "trains_affine", "training_mode"),
-    [("train", True, True), ("frozen_affine", False, True), ("eval", False, False)],
+    [
+        ("train", True, True),
+        ("frozen_affine", False, True),
+        ("frozen_statistics", True, False),
+        ("eval", False, False),
+    ],
 )
 def test_batch_norm_policy_survives_mode_changes(policy, trains_affine, training_mode):
     network = TinyNetwork(policy)

@@ -13,11 +13,13 @@ class BDD100K(StoredDataset):
     """BDD100K's 10K images with semantic masks as distributed, in the present layout or that of 2018.
 
     Present: `images/10k/<split>/*.jpg` and `labels/sem_seg/masks/<split>/*.png`. 2018:
-    `seg/images/<split>/*.jpg` and `seg/labels/<split>/*_train_id.png`. Masks hold Cityscapes' train ids, 255 = void.
+    `seg/images/<split>/*.jpg` and `seg/labels/<split>/*_train_id.png`. Some archives leave out `images/` or `seg/`.
+    Masks hold Cityscapes' train ids, 255 = void.
 
     Args:
         root: Folder that holds these trees or a folder `bdd100k` with them, or the archives
-            `bdd100k_images_10k.zip` and `bdd100k_sem_seg_labels_trainval.zip` (2018: `bdd100k_seg.zip`).
+            `bdd100k_images_10k.zip` (or `10k_images_train.zip`, `..._val.zip` and `..._test.zip`) and
+            `bdd100k_sem_seg_labels_trainval.zip` (2018: `bdd100k_seg.zip`).
         split: "train", "val", "test", or a list file, absolute or relative to `root`, with one image name per line,
             of any of these.
         labelled: Whether labels are used; if not, they are never looked for.
@@ -43,8 +45,9 @@ class BDD100K(StoredDataset):
             "images",
             r"(?P<name>[^/]+)\.jpg",
             f"10k/{shown}/0004a4c0-d4dff0ad.jpg",
-            "bdd100k_images_10k.zip (2018: bdd100k_seg.zip)",
+            f"bdd100k_images_10k.zip or 10k_images_{shown}.zip (2018: bdd100k_seg.zip)",
             folders=f"(?:10k/)?{folder}/",
+            also=("10k",),
         )
         labels = Part(
             "labels",

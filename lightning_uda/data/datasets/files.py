@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import numpy.typing as npt
+from kornia_rs import io as kornia_io
 from PIL import Image
 
 from lightning_uda.data.datasets.base import DatasetError, Problem
@@ -22,6 +24,8 @@ Array = npt.NDArray[np.uint8]
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 _PNG_COLOR_TYPES = {0: "grey", 2: "RGB colour", 3: "palette", 4: "grey with alpha", 6: "RGBA colour"}
+_PNG_CHANNELS = {0: ("mono", 1), 2: ("rgb", 3), 3: ("mono", 1)}  # of the colour types that `decode_png` reads
+_MOST_SHRINKING = 1032  # what deflate takes 1 byte for, at best
 _GREY_SCALE = {1: 1, 2: 85, 4: 17}  # Pillow stretches grey of less than 8 bits to 0-255 (of 1 bit: to 0-1)
 _JPEG_SIGNATURE, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 _EQUAL_SIZES = "expected equal sizes. Export the label again at the image's size, or resize it with nearest neighbour."
@@ -62,6 +66,11 @@ def decode_image(data: bytes, where: str) -> Array:
         DatasetError: If the file is empty, cut off, no image, or a TIFF that asks to be turned.
     """
     _require_whole(where, data)
+    if is_png(data) and (data[24], data[25]) == (8, 2):
+        try:
+            return decode_png(data)
+        except ValueError as error:
+            raise DatasetError(f"{where}: damaged PNG ({error}). Copy it again or delete it.") from error
     _refuse_turned_tiff(where, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -87,12 +96,36 @@ def decode_label(data: bytes, where: str) -> Array:
     """
     depth, color_type = require_label_png(data, where)
     try:
-        label = np.array(Image.open(io.BytesIO(data)))
+        label = decode_png(data) if depth == 8 else np.array(Image.open(io.BytesIO(data)))
     except _UNREADABLE as error:
         raise DatasetError(_not_a_label(where, str(error))) from error
     ids = as_class_ids(label, where)
     scale = _GREY_SCALE.get(depth, 1) if color_type == 0 else 1
     return ids if scale == 1 else ids // np.uint8(scale)
+
+
+def decode_png(data: bytes) -> Array:
+    """Decodes a PNG of 8 bits per channel as it is stored, in half the time that OpenCV and Pillow take.
+
+    Args:
+        data: PNG file: grey, palette or RGB colour, interlaced or not.
+
+    Returns:
+        uint8 (H, W) of grey values or palette indices, or (H, W, 3), RGB.
+
+    Raises:
+        ValueError: If the file is of another kind, cut off or damaged.
+    """
+    if not is_png(data) or data[24] != 8 or data[25] not in _PNG_CHANNELS:
+        raise ValueError("no 8-bit PNG in grey, palette or RGB colour")
+    size, (mode, channels) = png_size(data), _PNG_CHANNELS[data[25]]
+    if math.prod(size) * channels > _MOST_SHRINKING * len(data):  # the decoder panics if there's no memory for it
+        raise ValueError(f"too short for {size[0]} x {size[1]} pixels")
+    try:
+        image = kornia_io.decode_image_png_u8(data, size, mode)
+    except Exception as error:  # kornia-rs raises nothing more special
+        raise ValueError(str(error)) from error
+    return cast(Array, image if channels == 3 else image[:, :, 0])
 
 
 def decode_first_channel(data: bytes, where: str) -> Array:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class FolderDataset(SegmentationDataset):
         label_suffix: The same of label file names, such as "_gtFine_labelIds".
 
     Raises:
-        DatasetError: If a folder, the list file, an image, a label or the class map is missing or doesn't fit.
+        DatasetError: If a folder, the list file, an image, all labels or the class map is missing or doesn't fit. If
+            some images have no label, `check` and `load_label` say so.
     """
 
     strict_ids = True
@@ -80,11 +82,12 @@ class FolderDataset(SegmentationDataset):
             sorted(image_files) if split is None else read_name_list(self.root, split, image_files, min(image_files))
         )
         self._images = [image_files[name] for name in self._names]
-        self._labels: list[Path] = []
+        self._label_folder, self._label_suffix = label_folder, label_suffix
+        self._labels: list[Path | None] = []
         if label_folder is not None:
             label_files = _list_labels(self.root, label_folder, label_suffix)
             _require_labels(self._names, label_folder, label_files, label_suffix)
-            self._labels = [label_files[name] for name in self._names]
+            self._labels = [label_files.get(name) for name in self._names]
         needs_map = self.has_labels or class_map is not None
         self.class_ids: Mapping[int, str | None] = _class_ids(self.root, class_map, ignore_ids) if needs_map else {}
 
@@ -104,22 +107,20 @@ class FolderDataset(SegmentationDataset):
         """File of the label map of image `index`.
 
         Raises:
-            DatasetError: If the set has no labels.
+            DatasetError: If the set has no labels, or this image has none.
         """
-        if not self.has_labels:
-            raise DatasetError(
-                f"{self.root}: this dataset was made without labels (`labels: null`), but the label of "
-                f"{self.name(index)!r} was asked for. Give it a `labels` folder."
-            )
-        return self._labels[index]
+        label = self._label(index)
+        if label is None:
+            raise DatasetError(f"{self._label_folder}: {self._missing_labels}")
+        return label
 
     def image_file(self, index: int) -> str:
         """Path of image `index`."""
         return str(self.image_path(index))
 
     def label_file(self, index: int) -> str:
-        """Path of the label map of image `index`."""
-        return str(self.label_path(index))
+        """Path of the label map of image `index`; the folder where it is missing."""
+        return str(self._label(index) or self._label_folder)
 
     def load_image(self, index: int) -> Array:
         """Image `index` as uint8 (H, W, 3), RGB."""
@@ -136,12 +137,34 @@ class FolderDataset(SegmentationDataset):
             labels: Whether to look at labels too.
 
         Returns:
-            Every image or label that is unreadable, cut off or of another size than its partner, and every label with
-            ids outside the class map.
+            One entry for all missing labels; every image or label that is unreadable, cut off or of another size than
+            its partner, and every label with ids outside the class map.
         """
+        unlabelled = self._missing_labels if labels else ""
+        missing = [Problem(str(self._label_folder), unlabelled)] if unlabelled else []
         with ThreadPoolExecutor() as pool:
             results = pool.map(lambda index: self._check_pair(index, labels), range(len(self)))
-            return [problem for found in results for problem in found]
+            return [*missing, *(problem for found in results for problem in found)]
+
+    def _label(self, index: int) -> Path | None:
+        if not self.has_labels:
+            raise DatasetError(
+                f"{self.root}: this dataset was made without labels (`labels: null`), but the label of "
+                f"{self.name(index)!r} was asked for. Give it a `labels` folder."
+            )
+        return self._labels[index]
+
+    @cached_property
+    def _missing_labels(self) -> str:
+        """Says which images have no label; nothing if each has one."""
+        pairs = zip(self._names, self._labels, strict=self.has_labels)
+        missing = [f"{name}{self._label_suffix}.png" for name, label in pairs if label is None]
+        if not missing:
+            return ""
+        return (
+            f"{len(missing)} of {len(self)} images have no label: {some(missing)}. Add these files, or list the "
+            "labelled images in a `split` file."
+        )
 
     def _check_pair(self, index: int, labels: bool) -> list[Problem]:
         problems = []
@@ -150,12 +173,10 @@ class FolderDataset(SegmentationDataset):
             size = check_image_file(self.image_path(index))
         except DatasetError as error:
             problems.append(file_problem(self.image_path(index), error))
-        if labels and self.has_labels:
-            problems += self._check_label(index, size)
-        return problems
+        path = self._labels[index] if labels and self.has_labels else None
+        return problems if path is None else [*problems, *self._check_label(path, size)]
 
-    def _check_label(self, index: int, image_size: tuple[int, int] | None) -> list[Problem]:
-        path = self.label_path(index)
+    def _check_label(self, path: Path, image_size: tuple[int, int] | None) -> list[Problem]:
         try:
             label = read_label(path)
         except DatasetError as error:
@@ -226,22 +247,18 @@ def _list_files(folder: Path, extensions: Sequence[str], suffix: str, skip: Path
 
 
 def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Path], suffix: str) -> None:
-    missing = [f"{name}{suffix}.png" for name in names if name not in labels]
-    if not missing:
+    """Refuses a label folder that holds none of the images' labels."""
+    if any(name in labels for name in names):
         return
-    if len(missing) == len(names):
-        there = (
-            f"It holds {len(labels)} other PNG files, such as {min(labels)}{suffix}.png."
-            if labels
-            else folder_contents(folder)
-        )
-        raise DatasetError(
-            f"{folder}: none of the {len(names)} images has a label; expected {some(missing, 3)}. {there} Rename the "
-            "files, correct `labels` or `label_suffix`, or set `labels: null`."
-        )
+    there = (
+        f"It holds {len(labels)} other PNG files, such as {min(labels)}{suffix}.png."
+        if labels
+        else folder_contents(folder)
+    )
     raise DatasetError(
-        f"{folder}: {len(missing)} of {len(names)} images have no label: {some(missing)}. Add these files, or list "
-        "the labelled images in a `split` file."
+        f"{folder}: none of the {len(names)} images has a label; expected "
+        f"{some([f'{name}{suffix}.png' for name in names], 3)}. {there} Rename the files, correct `labels` or "
+        "`label_suffix`, or set `labels: null`."
     )
 
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ Array = npt.NDArray[np.uint8]
 
 _FOLDERS_BELOW = 2
 _HEAD_BYTES = 32
-_BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, KeyError)
-"""What zipfile raises for damaged, encrypted and oddly compressed members."""
+_BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError)
+"""What zipfile raises for damaged members; for encrypted and oddly compressed ones it is a RuntimeError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class Part:
         archives: The official archives that hold them, for messages.
         folders: Regular expression of the folders between `tree` and the files, each followed by "/".
         note: What messages say beside.
+        also: Further folders that may stand for `tree`.
     """
 
     what: str
@@ -79,15 +80,16 @@ class Part:
     archives: str
     folders: str = ""
     note: str = ""
+    also: tuple[str, ...] = ()
 
 
 class Storage:
     """Files of a dataset below one folder: unpacked trees, zip archives, or some of both.
 
     Trees may lie in the folder itself or up to two folders below; archives lie in the folder itself and may have any
-    name. Where a file is there twice, an unpacked one comes before an archive, and archives come in the order of
-    their names. Archives are opened when first read from, anew in every process, and stay open there; pickling
-    leaves open ones behind.
+    name. Where a file is there twice, an unpacked one comes before an archive, a tree further up before one further
+    down, and archives come in the order of their names. Archives are opened when first read from, anew in every
+    process, and stay open there; pickling leaves open ones behind.
 
     Args:
         root: The folder.
@@ -110,9 +112,11 @@ class Storage:
         """
         pattern = re.compile(part.folders + part.file)
         found: dict[str, StoredFile] = {}
-        for below, file in (*self._unpacked(part.tree), *self._archived(part.tree)):
-            if match := pattern.fullmatch(below):
-                found.setdefault(match["name"], file)
+        trees = (part.tree, *part.also)
+        for files in (self._unpacked, self._archived):
+            for below, file in (pair for tree in trees for pair in files(tree)):
+                if match := pattern.fullmatch(below):
+                    found.setdefault(match["name"], file)
         return dict(sorted(found.items()))
 
     def read(self, file: StoredFile, size: int = -1) -> bytes:
@@ -132,16 +136,25 @@ class Storage:
                 return member.read(size)
         except _BROKEN_MEMBER as error:
             raise DatasetError(f"{file}: can't be read ({error}). Download the archive again.") from error
+        except RuntimeError as error:
+            raise DatasetError(
+                f"{file}: can't be read ({error}). Unpack the archive, or pack it again without a password, stored or "
+                "deflated."
+            ) from error
 
-    def image_size(self, file: StoredFile) -> tuple[int, int]:
+    def image_size(self, file: StoredFile, head: bytes = b"") -> tuple[int, int]:
         """Height and width from the header; tests that the file is whole, as far as that needs no unpacking.
+
+        Args:
+            file: An image or a label map.
+            head: Its first 32 bytes, if they have been read.
 
         Raises:
             DatasetError: If it is empty, cut off or no image.
         """
         if file.archive is None:
             return check_image_file(Path(file.path))
-        head = self.read(file, _HEAD_BYTES)
+        head = head or self.read(file, _HEAD_BYTES)
         return png_size(head) if is_png(head) else image_size(self.read(file), str(file))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,7 +164,7 @@ class Storage:
     def _archive(self, path: str) -> zipfile.ZipFile:
         """An opened archive of this process; one that a parent process opened shares its place in the file with it."""
         if self._process != os.getpid():
-            self._process, self._opened = os.getpid(), {}
+            self._opened, self._process = {}, os.getpid()  # in this order, as another thread may look between the two
         if path not in self._opened:
             self._opened.setdefault(path, _open_zip(path))
         return self._opened[path]
@@ -162,7 +175,7 @@ class Storage:
             for place, subfolders, names in os.walk(top, followlinks=True):
                 subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
                 below = "" if place == str(top) else Path(place).relative_to(top).as_posix() + "/"
-                for name in names:
+                for name in sorted(names):
                     if not name.startswith("."):
                         yield below + name, StoredFile(os.path.join(place, name))
 
@@ -170,7 +183,8 @@ class Storage:
         """Members of all archives below a folder `tree`, with their paths below it."""
         for archive in sorted(str(path) for path in self.root.glob("*.zip") if not path.name.startswith(".")):
             for member in _member_names(archive, os.stat(archive).st_mtime_ns):
-                before, found, below = f"/{member}".partition(f"/{tree}/")
+                path = f"/{member}".replace("\\", "/")  # some packers write backslashes
+                before, found, below = path.partition(f"/{tree}/")
                 if found and not before.startswith("/__MACOSX"):
                     yield below, StoredFile(member, archive)
 
@@ -182,8 +196,8 @@ class StoredDataset(SegmentationDataset):
         root: Folder of the unpacked dataset, of its archives, or of both.
         images: Where the images are.
         labels: Where the label maps are; `None` for an unlabelled set, whose labels are never looked for.
-        split: List file with one image name per line, absolute or relative to `root`; folders and the ends of file
-            names are dropped, so that the lists of published programs do. `None` takes all images.
+        split: List file with one image name per line, absolute or relative to `root`; folders, the ends of file
+            names and further columns are dropped, so that the lists of published programs do. `None` takes all images.
         full_size: Images that the whole set has without `split`; `None` if that isn't known.
 
     Attributes:
@@ -192,8 +206,8 @@ class StoredDataset(SegmentationDataset):
         tree: Folder of the images; tells apart what has the same names in the same archive.
 
     Raises:
-        DatasetError: If images, labels or names of the list are missing; the message says which and what should be
-            there.
+        DatasetError: If there are no images, no labels of them, or names of the list are missing; the message says
+            which and what should be there. If some images have no label, `check` and `load_label` say so.
     """
 
     title: str
@@ -216,6 +230,7 @@ class StoredDataset(SegmentationDataset):
         if split is not None:
             self._names = read_name_list(self.root, split, image_files, self._names[0], _bare_name(images))
         self._images = [image_files[name] for name in self._names]
+        self._label_part = labels
         self._labels = [] if labels is None else self._find_labels(labels)
         self._full_size = full_size if split is None else None
 
@@ -232,12 +247,13 @@ class StoredDataset(SegmentationDataset):
         return str(self._images[index])
 
     def label_file(self, index: int) -> str:
-        """Path of the label map of image `index`; in an archive, below the archive's.
+        """Path of the label map of image `index`, in an archive below the archive's; `root` if it is missing.
 
         Raises:
             DatasetError: If the set was made without labels.
         """
-        return str(self._label(index))
+        self._require_labelled(index)
+        return str(self._labels[index] or self.root)
 
     def load_image(self, index: int) -> Array:
         """Image `index` as uint8 (H, W, 3), RGB."""
@@ -245,8 +261,15 @@ class StoredDataset(SegmentationDataset):
         return decode_image(self.storage.read(file), str(file))
 
     def load_label(self, index: int) -> Array:
-        """Label map of image `index` as uint8 (H, W) of raw ids."""
-        file = self._label(index)
+        """Label map of image `index` as uint8 (H, W) of raw ids.
+
+        Raises:
+            DatasetError: If the set was made without labels, or this one is missing or can't be decoded.
+        """
+        self._require_labelled(index)
+        file = self._labels[index]
+        if file is None:
+            raise DatasetError(f"{self.root}: {self._missing_labels}")
         return self.decode_label(self.storage.read(file), str(file))
 
     def decode_label(self, data: bytes, where: str) -> Array:
@@ -272,12 +295,14 @@ class StoredDataset(SegmentationDataset):
             labels: Whether to look at labels too.
 
         Returns:
-            Every file that is unreadable, empty, cut off or of the wrong kind, and every label of another size than
-            its image where the dataset isn't known for such pairs.
+            One entry for all missing labels; every file that is unreadable, empty, cut off or of the wrong kind, and
+            every label of another size than its image where the dataset isn't known for such pairs.
         """
+        unlabelled = self._missing_labels if labels else ""
+        missing = [Problem(str(self.root), unlabelled)] if unlabelled else []
         with ThreadPoolExecutor() as pool:
             results = pool.map(lambda index: self._check_pair(index, labels), range(len(self)))
-            return [problem for found in results for problem in found]
+            return [*missing, *(problem for found in results for problem in found)]
 
     def remarks(self) -> list[Problem]:
         """Says so if the set isn't complete and no list asked for a part of it."""
@@ -286,13 +311,12 @@ class StoredDataset(SegmentationDataset):
         what = f"found {len(self)} images; the whole set has {self._full_size}. Is a part or an archive missing?"
         return [Problem(str(self.root), what)]
 
-    def _label(self, index: int) -> StoredFile:
+    def _require_labelled(self, index: int) -> None:
         if not self.has_labels:
             raise DatasetError(
                 f"{self.root}: this dataset was made without labels (`labelled: false`), but the label of "
                 f"{self.name(index)!r} was asked for. Set `labelled: true`."
             )
-        return self._labels[index]
 
     def _find(self, part: Part) -> dict[str, StoredFile]:
         if found := self.storage.find(part):
@@ -305,15 +329,29 @@ class StoredDataset(SegmentationDataset):
             f"`root`.{hint}"
         )
 
-    def _find_labels(self, part: Part) -> list[StoredFile]:
+    def _find_labels(self, part: Part) -> list[StoredFile | None]:
+        """The label of each image, `None` where it is missing; raises if there is none for any of them."""
         files = self._find(part)
-        if missing := [name for name in self._names if name not in files]:
+        labels = [files.get(name) for name in self._names]
+        if not any(labels):
             raise DatasetError(
-                f"{self.root}: {len(missing)} of {len(self)} {self.title} images have no label in {part.tree}/: "
-                f"{some(missing)}. Expected one for each, named like {part.example}; is a part of {part.archives} "
-                "missing? Add it, or list the labelled images in a `split` file."
+                f"{self.root}: none of the {len(labels)} {self.title} images has a label in {part.tree}/; expected "
+                f"files named like {part.example} for {some(self._names, 3)}, found {len(files)} for others, such as "
+                f"{min(files)}. Add {part.archives}, or correct `root`."
             )
-        return [files[name] for name in self._names]
+        return labels
+
+    @cached_property
+    def _missing_labels(self) -> str:
+        """Says which images have no label; nothing if each has one."""
+        missing = [name for name, label in zip(self._names, self._labels, strict=self.has_labels) if label is None]
+        if self._label_part is None or not missing:
+            return ""
+        return (
+            f"{len(missing)} of {len(self)} {self.title} images have no label in {self._label_part.tree}/: "
+            f"{some(missing)}. Expected one for each, named like {self._label_part.example}; is a part of "
+            f"{self._label_part.archives} missing? Add it, or list the labelled images in a `split` file."
+        )
 
     def _check_pair(self, index: int, labels: bool) -> list[Problem]:
         image, problems, size = self._images[index], [], None
@@ -321,12 +359,13 @@ class StoredDataset(SegmentationDataset):
             size = self.storage.image_size(image)
         except DatasetError as error:
             problems.append(file_problem(str(image), error))
-        if not (labels and self.has_labels):
+        label = self._labels[index] if labels and self.has_labels else None
+        if label is None:
             return problems
-        label = self._labels[index]
         try:
-            self.check_label_kind(self.storage.read(label, _HEAD_BYTES), str(label))
-            mismatch = size_mismatch(self.storage.image_size(label), size)
+            head = self.storage.read(label, _HEAD_BYTES)
+            self.check_label_kind(head, str(label))
+            mismatch = size_mismatch(self.storage.image_size(label, head), size)
         except DatasetError as error:
             return [*problems, file_problem(str(label), error)]
         if mismatch and not self.sizes_may_differ:
@@ -345,13 +384,13 @@ def with_void(class_ids: Mapping[int, str | None], void_ids: Iterable[int]) -> d
 
 
 def _bare_name(images: Part) -> Callable[[str], str]:
-    """Drops folders and file name endings from a line of a list file."""
+    """Takes an image's name from a line of a list file: drops folders, file name endings and other columns."""
     pattern = re.compile(images.file)
 
     def bare(line: str) -> str:
-        file = line.rsplit("/", 1)[-1]
-        match = pattern.fullmatch(file)
-        return match["name"] if match else file
+        files = [word.rsplit("/", 1)[-1] for word in line.split()]
+        matches = [match["name"] for file in files if (match := pattern.fullmatch(file))]
+        return matches[0] if matches else files[0]
 
     return bare
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_uda.data.check import scan
 from lightning_uda.data.datasets.base import DatasetError
 from lightning_uda.data.datasets.folder import FolderDataset, ImageFolder
+from lightning_uda.data.label_spaces import LabelSpace
 from tests.fixtures.make_folder_dataset import CLASS_MAP, make_bad, make_good, make_unlabelled
 
 
@@ -220,8 +222,19 @@ def test_no_pair_at_all(tmp_path):
 def test_some_images_without_label(tmp_path):
     make_unlabelled(tmp_path)
     write_pair(tmp_path)
-    message = message_of(tmp_path, class_map={0: "road"})
-    assert "3 of 4 images have no label: frame_0.png, frame_1.png, frame_2.png" in message
+    (tmp_path / "images/frame_1.png").write_bytes(b"")
+    dataset = FolderDataset(str(tmp_path), class_map={0: "road"})
+    missing, empty = dataset.check()
+    assert missing.where == str(tmp_path / "labels")
+    assert missing.what.startswith("3 of 4 images have no label: frame_0.png, frame_1.png, frame_2.png. Add these")
+    assert empty.where == str(tmp_path / "images/frame_1.png")
+    assert dataset.check(labels=False) == [empty]
+    assert dataset.load_label(0).shape == (4, 6)
+    for load in (dataset.load_label, dataset.label_path):
+        with pytest.raises(DatasetError, match="labels: 3 of 4 images have no label"):
+            load(1)
+    report = scan(dataset, LabelSpace("one", ("road",), ((1, 2, 3),)), progress=False)
+    assert sorted(report.problems, key=str) == sorted([missing, empty], key=str)
 
 
 def test_two_images_of_one_name(tmp_path):

@@ -60,6 +60,19 @@ def test_ten_folds_score_every_image_once_and_adapt_to_the_others(root):
     assert sorted(scored) == names(NTHU(root, "rio"))
 
 
+def test_a_missing_label_is_a_problem_of_its_own_fold_only(tmp_path):
+    make_nthu(tmp_path, cities=("Rome",))
+    whole = NTHU(str(tmp_path), "rome")
+    lost = NTHU(str(tmp_path), "rome", "score", fold=2).name(0)
+    (tmp_path / f"NTHU_Datasets/Rome/Labels/Test/{lost}_eval.png").unlink()
+    for fold in range(10):
+        problems = NTHU(str(tmp_path), "rome", "score", fold=fold).check()
+        assert [problem.what.split(" Expected")[0] for problem in problems] == (
+            [f"1 of 2 NTHU images have no label in Rome/Labels/Test/: {lost}."] if fold == 2 else []
+        )
+    assert len(NTHU(str(tmp_path), "rome")) == len(whole)
+
+
 def test_folds_are_of_the_protocols_size_and_depend_on_the_seed_alone(golden):
     cities = [f"pano_{i:05}" for i in range(100)]
     folds = deal_folds(cities)

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -123,6 +124,9 @@ def test_list_files_select_in_their_order_and_may_be_those_of_published_programs
     plain.write_text(f"# a subset\n{last}\n\n{first}\n")
     ending = Path(reader(str(root)).image_file(0)).name.removeprefix(first)
     published.write_text(f"some/folder/{last}{ending}\n")
+    for columns in ("{0} labels/{1}_label.png", "{0}\tgtFine/{1}.png", "0 {0} {1}"):
+        published.write_text(columns.format(f"some/folder/{last}{ending}", last) + "\n")
+        assert [reader(str(root), split=str(published)).name(0)] == [last]
     dataset = reader(str(root), split=str(plain))
     assert [dataset.name(0), dataset.name(1)] == [last, first]
     np.testing.assert_array_equal(dataset.load_label(0), made[last][1])
@@ -153,10 +157,44 @@ def test_missing_pieces_are_named(official, tmp_path):
     assert len(reader(str(tmp_path), labelled=False)) == 1
 
 
-def test_incomplete_labels_are_named(tmp_path):
-    layouts.make_gta5(tmp_path)
+def test_incomplete_labels_are_one_problem_beside_the_others(tmp_path):
+    made = layouts.make_gta5(tmp_path)
     (tmp_path / "labels/00002.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 of 3 GTA5 images have no label in labels/: 00002\. .*10_labels\.zip"):
+    (tmp_path / "images/00001.png").write_bytes(b"")
+    dataset = GTA5(str(tmp_path))
+    what = "1 of 3 GTA5 images have no label in labels/: 00002. Expected one for each, named like 00001.png; "
+    missing, empty = dataset.check()
+    assert (missing.where, empty.where) == (str(tmp_path), str(tmp_path / "images/00001.png"))
+    assert missing.what.startswith(what)
+    assert "10_labels.zip missing? Add it, or list the labelled images in a `split` file." in missing.what
+    assert dataset.check(labels=False) == [empty]
+    with pytest.raises(DatasetError, match=re.escape(what)):
+        dataset.load_label(1)
+    np.testing.assert_array_equal(dataset.load_label(2), made["00003"][1])
+    assert dataset.fingerprint() != GTA5(str(tmp_path), labelled=False).fingerprint()
+
+
+def test_of_an_archive_of_labels_that_is_missing_the_check_says_it_once(tmp_path):
+    layouts.make_gta5(tmp_path / "made", count=9)
+    (tmp_path / "made/images/00009.png").unlink()
+    archives = {"01_images.zip": ["images/*"], "01_labels.zip": ["labels/0000[12].png"]}
+    layouts.pack(tmp_path / "made", tmp_path / "zipped", archives)
+    report = scan(GTA5(str(tmp_path / "zipped")), CITYSCAPES, progress=False)
+    assert (report.readable_images, report.readable_labels) == (8, 2)
+    (problem,) = report.problems
+    assert problem.what.startswith(
+        "6 of 8 GTA5 images have no label in labels/: 00003, 00004, 00005, 00006, 00007 and 1"
+    )
+
+
+def test_labels_of_other_images_are_no_labels(tmp_path):
+    layouts.make_gta5(tmp_path)
+    for i in (1, 2, 3):
+        (tmp_path / f"labels/0000{i}.png").rename(tmp_path / f"labels/1000{i}.png")
+    message = (
+        r"none of the 3 GTA5 images has a label in labels/; expected .* found 3 for others, such as 10001\. Add 01_l"
+    )
+    with pytest.raises(DatasetError, match=message):
         GTA5(str(tmp_path))
 
 
@@ -197,6 +235,43 @@ def test_damage_inside_an_archive_is_named(tmp_path):
     archive.write_bytes(data)
     with pytest.raises(DatasetError, match=r"02_labels\.zip/labels/00003\.png: can't be read \(Bad CRC-32"):
         dataset.load_label(2)
+
+
+@pytest.mark.parametrize(
+    ("byte", "value", "said"), [(0, 1, "encrypted, password required"), (2, 9, "compression method is not supported")]
+)
+def test_archives_packed_in_other_ways_are_explained(tmp_path, byte, value, said):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("images/a.png", b"pixels")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # of the file and in the directory at the end
+        data[data.index(header) + flags + byte] = value
+    (tmp_path / "a.zip").write_bytes(data)
+    storage = Storage(tmp_path)
+    (file,) = storage.find(PART).values()
+    with pytest.raises(DatasetError, match=rf"a\.zip/images/a\.png: can't be read \(.*{said}.*pack it again without a"):
+        storage.read(file)
+
+
+def test_backslashes_in_an_archive_part_folders(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        member = zipfile.ZipInfo("x")
+        member.filename = "top\\images\\a.png"
+        packed.writestr(member, b"pixels")
+    storage = Storage(tmp_path)
+    assert storage.read(storage.find(PART)["a"]) == b"pixels"
+
+
+def test_of_copies_in_other_formats_always_the_same_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    for name in ("b.png", "a.png", "a.jpg"):
+        (tmp_path / "images" / name).touch()
+    part = Part("images", "images", r"(?P<name>[^/]+)\.(?:png|jpg)", "a.png", "a.zip")
+    walk = os.walk
+    for step in (1, -1):
+        listed = [(place, folders, sorted(files)[::step]) for place, folders, files in walk(tmp_path / "images")]
+        monkeypatch.setattr(os, "walk", lambda *_, listed=listed, **__: iter(listed))
+        assert [Path(file.path).name for file in Storage(tmp_path).find(part).values()] == ["a.jpg", "b.png"]
 
 
 def test_a_file_that_went_away_is_named(tmp_path):

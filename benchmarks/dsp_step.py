@@ -1,0 +1,152 @@
+"""Time and peak memory of a training step of DSP against one of DACS, on MiniCity, by the Trainer.
+
+A step of DSP puts three batches through the student where DACS puts two (both put one through the teacher), loads two
+more streams, and aligns features: 1.5x the network's work. Both methods train in turn in one process, on one thread, as
+their MiniCity configs say. CPU times: "step" is forward, backward, optimiser and teacher; "step and loading" adds
+rendering and loading, without workers, so that it counts in full. Wall time is what a user sees, with the config's two
+loader processes; only a quiet machine gives it rightly. Peak memory is the peak of a step above what lies between steps
+(networks, optimiser, gradients), and the peak of the whole process, from a process of its own for each method (Linux).
+
+Run as `python benchmarks/dsp_step.py`. The first run counts the classes of MiniCity's labels, as training does.
+"""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import rich
+import torch
+from lightning.pytorch import Callback, Trainer
+from measure import reset_peak, resident
+from rich.console import Console
+from rich.table import Table
+
+from lightning_uda.cli import UDACLI, UDADataModule, UDAModule
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "experiment" / "minicity"
+METHODS = ("dacs", "dsp")
+BAR = 1.8
+WARM_UP = 3
+WORKERS = 2
+
+
+class StepTimes(Callback):
+    """Times of the steps after the warm-up, with and without what lies between two steps, and their peak memory."""
+
+    def __init__(self, clock=time.process_time, memory=False):
+        self.clock, self.memory = clock, memory
+        self.starts, self.ends, self.held = [], [], 0.0
+
+    def on_train_batch_start(self, *_):
+        """A batch is there."""
+        self.starts.append(self.clock())
+
+    def on_train_batch_end(self, *_):
+        """Its step is done."""
+        self.ends.append(self.clock())
+        if self.memory and len(self.ends) == WARM_UP:
+            self.held = reset_peak()
+
+    @property
+    def steps(self):
+        """Seconds from a batch to the end of its step."""
+        return [end - start for start, end in zip(self.starts, self.ends, strict=True)][WARM_UP:]
+
+    @property
+    def with_loading(self):
+        """Seconds from the end of a step to the end of the next."""
+        return [second - first for first, second in zip(self.ends, self.ends[1:], strict=False)][WARM_UP:]
+
+
+def load(method):
+    """Module and data of a MiniCity config."""
+    cli = UDACLI(
+        UDAModule,
+        UDADataModule,
+        save_config_callback=None,
+        seed_everything_default=0,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        run=False,
+        args=["--config", str(CONFIGS / f"{method}.yaml")],
+    )
+    return cli.model, cli.datamodule
+
+
+def train(module, data, workers, steps, times):
+    """A short run that is timed."""
+    data.num_workers = workers
+    trainer = Trainer(
+        max_steps=steps + WARM_UP,
+        limit_val_batches=0,
+        callbacks=[times],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return times
+
+
+def peaks(method):
+    """Peak of a step above what lies between steps, and of the process, in MB, from a process of its own."""
+    command = [sys.executable, __file__, "--peak", method]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_peaks(method):
+    """What `peaks` reads."""
+    times = train(*load(method), 0, 3, StepTimes(memory=True))
+    highest = resident("VmHWM")
+    print(json.dumps([highest - times.held, highest]))
+
+
+def main():
+    """Prints one row for each figure, with the ratio of the methods."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=4, help="runs of each method with and without workers")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of a run")
+    parser.add_argument("--peak", choices=METHODS, help="print the peak memory of one method and exit")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rich.get_console().quiet = True  # the table of long-tail classes
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    if options.peak:
+        print_peaks(options.peak)
+        return
+
+    memory = {method: peaks(method) for method in METHODS}
+    methods = {method: load(method) for method in METHODS}
+    figures = {"step, CPU ms": {}, "step and loading, CPU ms": {}, f"step, {WORKERS} workers, wall ms": {}}
+    for _ in range(options.rounds):
+        for method, (module, data) in methods.items():
+            cpu = train(module, data, 0, options.steps, StepTimes())
+            wall = train(module, data, WORKERS, options.steps, StepTimes(time.perf_counter))
+            for row, seconds in zip(figures, (cpu.steps, cpu.with_loading, wall.with_loading), strict=True):
+                figures[row].setdefault(method, []).extend(seconds)
+    rows = {row: [1000 * statistics.median(seconds[method]) for method in METHODS] for row, seconds in figures.items()}
+    rows["peak of a step, MB"], rows["peak of the process, MB"] = zip(*memory.values(), strict=True)
+
+    table = Table(title=f"MiniCity, one thread, {options.rounds} x {options.steps} steps; bar {BAR}x")
+    for column in ("per training step", "DACS", "DSP", "DSP / DACS", ""):
+        table.add_column(column, justify="left" if column in ("per training step", "") else "right", no_wrap=True)
+    for row, (dacs, dsp) in rows.items():
+        verdict = "[green]ok" if dsp / dacs <= BAR else "[yellow]missed"
+        table.add_row(row, f"{dacs:.0f}", f"{dsp:.0f}", f"{dsp / dacs:.2f}x", verdict)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Self-training in rounds: ST and CBST (Zou et al., ECCV 2018), with CRST's regularisers (ICCV 2019)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from lightning_uda.callbacks.self_training_rounds import SelfTrainingRounds
+from lightning_uda.inference import Inference, WholeImage
+from lightning_uda.losses import upsample
+from lightning_uda.losses.self_training import HardLabels, SelfTrainingLoss
+from lightning_uda.methods.base import UDAModule, size_of, to_float
+from lightning_uda.metrics import Scoring
+from lightning_uda.networks.base import SegmentationNetwork
+from lightning_uda.networks.checkpoints import copy_weights, read_weights
+from lightning_uda.optim import Constant, Schedule
+
+_log = logging.getLogger(__name__)
+
+
+class SelfTraining(UDAModule):
+    """Labels the target set with the network, trains the network on it and some source images, and again.
+
+    Step a of a round, choosing the pseudo-labels, is done by `rounds` before the round's first batch; step b, training
+    with them, is the training step here. Rounds continue with the weights of the round before. In a distributed run the
+    loss is the mean over processes of each one's mean over pixels.
+
+    Args:
+        network: The student.
+        label_space: Name or file of the label space; the CLI links it to the data module's.
+        rounds: Number of rounds, portions, thresholds (class-wise: CBST; global: ST) and all that belongs to
+            them; the module keeps a copy.
+        source_checkpoint: Checkpoint of source-only training, whose student is taken over, or its run folder, which
+            stands for `checkpoints/last.ckpt` of the latest version. `None` starts from the network as it was made.
+            Not opened when a run resumes.
+        loss: `HardLabels` (CBST), `MRKLD` or `LRENT` (CRST).
+        optimizer: Makes the optimiser from parameter groups; its state is forgotten at the start of each round. The
+            default is that of the PyTorch program for DeepLab-v2.
+        schedule: Learning-rate factor over the steps of all rounds, on top of `rounds.lr_round_factor`.
+        inference: How images are put through the network at test time.
+        seed: Key of the random numbers of training steps; the CLI links it to `seed_everything`.
+        scoring: Sizes and classes that are scored beside the native ones.
+    """
+
+    streams = ("union",)
+
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        label_space: str,
+        rounds: SelfTrainingRounds = SelfTrainingRounds(),
+        source_checkpoint: str | None = None,
+        loss: SelfTrainingLoss = HardLabels(),
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=5e-5, momentum=0.9, weight_decay=5e-4),
+        schedule: Schedule = Constant(),
+        inference: Inference = WholeImage(),
+        seed: int = 0,
+        scoring: Scoring = Scoring(),
+    ) -> None:
+        rounds = copy.deepcopy(rounds)  # it keeps state, and the default is one object
+        super().__init__(network, label_space, optimizer, _PerRound(schedule, rounds), inference, seed, scoring)
+        self.rounds = rounds
+        self.source_checkpoint = source_checkpoint
+        self.loss = loss
+        self.register_buffer("thresholds", torch.full((network.num_classes,), torch.inf))
+        self.starting_network = copy.deepcopy(network).requires_grad_(False) if loss.needs_probs else None
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The rounds."""
+        return [self.rounds]
+
+    def setup(self, stage: str) -> None:
+        """Takes over the source-trained weights, unless a run resumes.
+
+        Raises:
+            ValueError: If they were trained on other classes.
+            WeightsError: If the file is missing, damaged or doesn't fit the network.
+        """
+        if stage != "fit" or self.trainer.ckpt_path is not None:
+            return
+        if self.source_checkpoint is None:
+            _log.warning("model.source_checkpoint isn't set: self-training starts from the network as it was made")
+            return
+        path = find_checkpoint(Path(self.source_checkpoint))
+        weights = read_weights(path)
+        found = torch.load(path, map_location="cpu", weights_only=True).get("classes")
+        if found is not None and found != list(self.label_space.classes):
+            raise ValueError(
+                f"{path}: trained on {len(found)} classes {found}, this run has {self.label_space.num_classes} "
+                f"{list(self.label_space.classes)} (label space {self.label_space.name!r}). Give a source checkpoint "
+                "of this label space as model.source_checkpoint."
+            )
+        copy_weights(self.student, weights, source=path, min_share=1.0)
+
+    def begin_round(self, thresholds: Tensor) -> None:
+        """Keeps what the loss needs of a round's start.
+
+        Args:
+            thresholds: exp(-k_c), float32 (C,).
+        """
+        self.thresholds.copy_(thresholds)
+        if self.starting_network is not None:
+            self.starting_network.load_state_dict(self.student.state_dict())
+
+    def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
+        """Step b of a round: the loss of a batch of the union of both domains."""
+        union = batch["union"]
+        image, mask, is_target = to_float(union["image"]), union["mask"].long(), union["is_target"].bool()
+
+        loss = self.loss(self.student(image), mask, is_target, self._starting_probs(image), self.thresholds)
+
+        self.log_step({"loss_union": loss})
+        return loss
+
+    @torch.no_grad()
+    def _starting_probs(self, image: Tensor) -> Tensor | None:
+        """Probabilities (N, C, H, W) of the network that the round started from, if the loss needs them."""
+        if self.starting_network is None:
+            return None
+        return upsample(self.starting_network.eval()(image), size_of(image)).softmax(dim=1)
+
+
+class _PerRound(Schedule):
+    """A schedule times the factor of the round."""
+
+    def __init__(self, schedule: Schedule, rounds: SelfTrainingRounds) -> None:
+        self.schedule = schedule
+        self.rounds = rounds
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """Product of both factors."""
+        return self.rounds.learning_rate_factor(step) * self.schedule.factor(step, max_steps)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path stands for: a file itself; of a run folder the last step of the latest version.
+
+    Raises:
+        FileNotFoundError: If a folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    versions = sorted(path.glob("version_*"), key=lambda folder: (len(folder.name), folder.name), reverse=True)
+    candidates = [folder / "checkpoints" / "last.ckpt" for folder in (path, *versions)]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{path}: found no checkpoints/last.ckpt in it or its versions. Train source-only there first (with a "
+            "ModelCheckpoint that has save_last), or give a checkpoint file as model.source_checkpoint."
+        )
+    return found

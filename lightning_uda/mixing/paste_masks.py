@@ -1,0 +1,63 @@
+"""Which pixels of an image are pasted onto another: the masks that mixing methods can be given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lightning_uda.mixing.class_mix import class_mix
+
+
+class PasteMask(ABC):
+    """Chooses the pixels of each image that are pasted."""
+
+    @abstractmethod
+    def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Paste masks of a batch.
+
+        Args:
+            mask: Label maps of the images pasted from, int64 (N, H, W) of values in 0-255.
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            bool (N, H, W); true where the image is to be pasted.
+        """
+
+
+class ClassMask(PasteMask):
+    """The pixels of half of each image's classes (ClassMix, and DACS's default).
+
+    Args:
+        include_ignore: Whether void counts as a class that may be pasted, as in DACS's published program; without it
+            an image that holds nothing but void gives an empty mask.
+    """
+
+    def __init__(self, include_ignore: bool = True) -> None:
+        self.include_ignore = include_ignore
+
+    def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """See `class_mix`."""
+        return class_mix(mask, generator, include_ignore=self.include_ignore)
+
+
+class BoxMask(PasteMask):
+    """One box of half the image's area per image, as CutMix's (the box masks of DACS's program).
+
+    Its width is uniform in [W / 2, W], its height H * W / 2 divided by the width, its place uniform; all rounded to
+    pixels.
+    """
+
+    def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Boxes, bool (N, H, W); of `mask` only the shape counts."""
+        count, height, width = mask.shape
+        draws = torch.rand((3, count, 1, 1), generator=generator).to(mask.device, non_blocking=True)
+        box_width = (width * (1 + draws[0]) / 2).round()
+        box_height = (height * width / 2 / box_width).round()
+        top = (draws[1] * (height - box_height + 1)).floor()
+        left = (draws[2] * (width - box_width + 1)).floor()
+        rows = torch.arange(height, device=mask.device).view(1, -1, 1)
+        columns = torch.arange(width, device=mask.device).view(1, 1, -1)
+        in_rows = (rows >= top) & (rows < top + box_height)
+        return in_rows & (columns >= left) & (columns < left + box_width)

@@ -1,0 +1,57 @@
+"""Distribution alignment: pseudo-labels that follow a known class distribution (ReMixMatch; a row of DACS's tables)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class DistributionAlignment(nn.Module):
+    """Rescales the teacher's probabilities so that, over time, they follow a prior: q p / p_seen, normalised per pixel.
+
+    p_seen is the mean of the teacher's predictions over the last batches (of this process, under DDP). The prior p,
+    pixel shares of the classes, is counted by the callback `AlignmentPrior`, which the method brings.
+
+    Args:
+        prior_of: Whose labels the prior is counted from. "source": what any user has. "target": the ground truth of the
+            target training set, as in DACS's paper; an oracle, to be named so in any table. It needs `data.target` to
+            have labels.
+        window: Batches that p_seen averages over. DACS's paper gives none; 128 is ReMixMatch's.
+
+    Raises:
+        ValueError: If `window` is below 1.
+    """
+
+    prior: Tensor
+    history: Tensor
+    batches: Tensor
+
+    def __init__(self, prior_of: Literal["source", "target"] = "source", window: int = 128) -> None:
+        super().__init__()
+        self.prior_of = prior_of
+        if window < 1:
+            raise ValueError(f"DistributionAlignment: found window={window}, expected a number of batches, at least 1.")
+        self.window = window
+
+    def set_classes(self, num_classes: int) -> None:
+        """Makes the buffers, with a uniform prior; the method calls it once."""
+        self.register_buffer("prior", torch.full((num_classes,), 1 / num_classes))
+        self.register_buffer("history", torch.zeros(self.window, num_classes))
+        self.register_buffer("batches", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, probs: Tensor) -> Tensor:
+        """Aligns one batch, which counts in p_seen already.
+
+        Args:
+            probs: Teacher probabilities, float (N, C, H, W).
+
+        Returns:
+            Aligned probabilities, float (N, C, H, W).
+        """
+        self.history.index_copy_(0, self.batches % self.window, probs.mean(dim=(0, 2, 3)).unsqueeze(0))
+        self.batches += 1
+        seen = self.history.sum(0) / self.batches.clamp(max=self.window)
+        aligned = probs * (self.prior / seen.clamp(min=1e-8)).view(1, -1, 1, 1)
+        return aligned / aligned.sum(dim=1, keepdim=True).clamp(min=1e-8)

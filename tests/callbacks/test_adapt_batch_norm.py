@@ -1,0 +1,79 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from lightning_uda.callbacks import AdaptBatchNorm
+from lightning_uda.methods import AdaBN, SourceOnly
+from tests.fixtures.tiny import TinyNetwork, tiny_data, tiny_network
+from tests.methods.test_dacs import QUIET
+
+
+class Seen(SourceOnly):
+    """Keeps the BatchNorm statistics that validation runs with."""
+
+    def validation_step(self, batch, batch_idx):
+        self.seen = {name: buffer.clone() for name, buffer in self.student.backbone[1].named_buffers()}
+        return super().validation_step(batch, batch_idx)
+
+
+def statistics(module):
+    return {name: buffer.clone() for name, buffer in module.student.backbone[1].named_buffers()}
+
+
+def test_evaluation_takes_the_statistics_of_all_target_images_and_puts_the_old_ones_back():
+    module, data = Seen(tiny_network(batch_norm="eval"), "camvid"), tiny_data()
+    before = statistics(module)
+    trainer = Trainer(callbacks=[AdaptBatchNorm(batch_size=100)], **QUIET)
+    trainer.validate(module, datamodule=data, verbose=False)
+
+    images = torch.stack([torch.from_numpy(data.target.load_image(i)).permute(2, 0, 1) for i in range(7)]) / 255
+    inner = module.student.backbone[0](module.student.normalization(images)).detach()
+    assert torch.allclose(module.seen["running_mean"], inner.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(module.seen["running_var"], inner.var((0, 2, 3)), rtol=1e-4)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in statistics(module).items())
+    assert module.student.backbone[1].momentum == 0.1
+    assert not module.student.backbone[1].training
+
+
+def test_training_and_checkpoints_are_those_of_source_only(tmp_path):
+    def train(method, folder):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            max_steps=4,
+            val_check_interval=2,
+            check_val_every_n_epoch=None,
+            default_root_dir=folder,
+            **{**QUIET, "enable_checkpointing": False},
+        )
+        module = method(tiny_network(), "camvid")
+        trainer.fit(module, datamodule=tiny_data())
+        return module.state_dict(), trainer.callback_metrics["val/miou"]
+
+    plain, plain_miou = train(SourceOnly, tmp_path / "a")
+    adapted, adapted_miou = train(AdaBN, tmp_path / "b")
+    names = [name for name in plain if name.startswith("student")]
+    assert all(torch.equal(plain[name], adapted[name]) for name in names)
+    assert plain_miou != adapted_miou
+
+
+def test_images_are_spread_over_the_set():
+    data = tiny_data()
+    names = [name for batch in data.target_dataloader(3, 2) for name in batch["name"]]
+    assert names == ["tiny_2_0", "tiny_2_3", "tiny_2_6"]
+
+
+def test_what_cannot_work_is_refused():
+    class Plain(TinyNetwork):
+        def __init__(self):
+            super().__init__()
+            self.backbone[1] = nn.Identity()
+
+    with pytest.raises(ValueError, match="Plain has no BatchNorm layer"):
+        Trainer(callbacks=[AdaptBatchNorm()], **QUIET).validate(SourceOnly(Plain(), "camvid"), datamodule=tiny_data())
+    with pytest.raises(ValueError, match="num_images=0"):
+        AdaptBatchNorm(num_images=0)
+    with pytest.raises(RuntimeError, match=r"data\.target isn't set"):
+        Trainer(callbacks=[AdaptBatchNorm()], **QUIET).validate(
+            SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(target=None)
+        )

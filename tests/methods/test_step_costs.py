@@ -1,0 +1,156 @@
+"""Deterministic bars of a training step: host syncs, aten calls, files opened in the training process."""
+
+import multiprocessing
+from contextlib import nullcontext
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_uda.callbacks import EMATeacher, LongTailStatistics
+from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.data.datasets import FolderDataset
+from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.methods import DACS, DSP, MeanTeacher, NaiveClassMix
+from lightning_uda.networks.base import InputNormalization, SegmentationNetwork
+from tests.fixtures.tiny import tiny_network
+from tests.methods.test_dacs import QUIET
+
+SIZE = (64, 64)
+
+
+class Leaf(SegmentationNetwork):
+    """Answers every image with a parameter, so that no operation of a step is the network's."""
+
+    def __init__(self):
+        super().__init__(19, InputNormalization((0,) * 3, (1,) * 3), 8, 32, "train")
+        self.answers = nn.ParameterList(
+            [nn.Parameter(torch.randn(2, 19, 9, 9)), nn.Parameter(torch.randn(2, 32, 9, 9))]
+        )
+
+    def forward(self, image):
+        return self.answers[0]
+
+    def forward_features(self, image):
+        return self.answers[0], self.answers[1]
+
+    def encode(self, inputs):
+        raise AssertionError
+
+    def classify(self, features):
+        raise AssertionError
+
+    def parameter_groups(self):
+        return [{"name": "backbone", "params": list(self.parameters()), "lr_scale": 1.0, "update_repeats": 1}]
+
+
+def batch(device):
+    generator = torch.Generator().manual_seed(0)
+
+    def labelled(*shape):
+        image = torch.randint(0, 256, (*shape, 3, *SIZE), dtype=torch.uint8, generator=generator)
+        mask = torch.randint(0, 19, (*shape, *SIZE), dtype=torch.uint8, generator=generator)
+        return {"image": image.to(device), "mask": mask.to(device)}
+
+    target = {"image": labelled(2)["image"]}
+    return {"source": labelled(2), "template": labelled(2), "target": target, "tail": labelled(2, 2)}
+
+
+METHODS = [DACS, DSP, MeanTeacher, NaiveClassMix]
+
+
+def step(method, device, batch_idx=0):
+    module = method(Leaf(), "cityscapes").to(device)
+    module.log_step = lambda values: None
+    return module, lambda: module.training_step(batch(device), batch_idx)["loss"].backward()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("batch_idx", range(4))  # with and without jitter and blur
+def test_a_step_reads_nothing_back_from_the_device(method, batch_idx):
+    _, run = step(method, "meta", batch_idx)  # a device without data: whatever waits for a value fails on it
+    run()
+
+
+def test_the_meta_device_does_find_syncs():
+    for sync in (
+        lambda x: x.sum().item(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.unique(),
+        lambda x: x.cpu(),
+    ):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            sync(torch.ones(3, device="meta"))
+
+
+class Counted(TorchDispatchMode):
+    """Counts the aten calls made while it is on; views and size queries count too."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dacs_step_makes_at_most_150_aten_calls_outside_the_network():
+    teacher, most = EMATeacher(), 0
+    for batch_idx in range(20):
+        module = DACS(Leaf(), "cityscapes")
+        module.log_step = lambda values: None
+        data, counted = batch("cpu"), Counted()
+        with counted:
+            module.training_step(data, batch_idx)["loss"].backward()
+            teacher.update(module.student, module.teacher)
+        most = max(most, counted.calls)
+    assert 100 < most <= 150  # the least is about 70, without jitter and blur
+
+
+class Watched(FolderDataset):
+    """Refuses to be read by the training process once training runs."""
+
+    training = False
+
+    def load_image(self, index):
+        assert not (Watched.training and multiprocessing.parent_process() is None), "read in the training process"
+        return super().load_image(index)
+
+    def load_label(self, index):
+        assert not (Watched.training and multiprocessing.parent_process() is None), "read in the training process"
+        return super().load_label(index)
+
+
+@pytest.fixture
+def folder_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(Watched, "training", False)
+    rng = np.random.default_rng(0)
+    for folder, highest, shape in (("images", 255, (24, 24, 3)), ("labels", 3, (24, 24))):
+        (tmp_path / folder).mkdir()
+        for index in range(6):
+            cv2.imwrite(str(tmp_path / folder / f"{index}.png"), rng.integers(0, highest, shape, dtype=np.uint8))
+    source = Watched(str(tmp_path), class_map={0: "Sky", 1: "Building", 2: "Road"})
+    target, crop = Watched(str(tmp_path), labels=None), TrainTransform(crop=(16, 16))
+
+    def make(num_workers):
+        return UDADataModule(
+            "camvid", source, target, source_transform=crop, target_transform=crop, num_workers=num_workers
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(("num_workers", "refused"), [(1, False), (0, True)])
+def test_no_image_is_opened_in_the_training_process(folder_data, tmp_path, num_workers, refused):
+    module = DSP(tiny_network(), "camvid", long_tail_k=1)
+    module.on_train_start = lambda: setattr(Watched, "training", True)
+    statistics = LongTailStatistics(num_classes=2, cache_dir=str(tmp_path / "cache"))
+    trainer = Trainer(max_steps=3, callbacks=[statistics], **QUIET)
+    with pytest.raises(AssertionError, match="training process") if refused else nullcontext():
+        trainer.fit(module, datamodule=folder_data(num_workers))
