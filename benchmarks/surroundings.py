@@ -38,6 +38,7 @@ from lightning_uda.losses import (
     weighted_cross_entropy,
 )
 from lightning_uda.methods import DACS
+from lightning_uda.methods.base import to_float
 from lightning_uda.mixing import ClassMask, paste, paste_tail, soft_paste
 from lightning_uda.networks import CaffeDeepLabV2, SegmentationNetwork
 from lightning_uda.networks.base import InputNormalization
@@ -279,15 +280,18 @@ def dsp_ce_sides(x: Inputs) -> tuple[Side, Side]:
 
 
 def dsp_mixing_sides(x: Inputs) -> tuple[Side, Side]:
-    """Two long-tail classes over the template, and the composite softly over source and target."""
+    """Two long-tail classes over the template, and the composite softly over source and target.
+
+    As in their steps: ours gets template and tail as bytes and converts the composite, the naive side gets floats.
+    """
     names, hard = ("template", "tail", "source", "target"), x.paste_mask.long()
     masks = {"template": x.template_mask, "tail": x.tail_mask, "source": x.source_mask, "target": x.pseudo_labels}
     their, our = ({n: convert(getattr(x, f"{n}_image")) for n in names} for convert in (theirs, ours))
+    template_mask, tail_mask = x.template_mask.byte(), x.tail_mask.byte()
 
     def whole() -> tuple[Tensor, ...]:
-        image, mask, paste_mask = paste_tail(
-            our["template"], masks["template"], x.paste_mask, our["tail"], masks["tail"]
-        )
+        image, mask, paste_mask = paste_tail(x.template_image, template_mask, x.paste_mask, x.tail_image, tail_mask)
+        image, mask = to_float(image), mask.long()
         soft_mask = BETA * paste_mask
         source, target = (soft_paste(image, our[name], soft_mask) for name in ("source", "target"))
         labels = [paste(mask, masks[name], paste_mask) for name in ("source", "target")]
@@ -418,8 +422,8 @@ def main() -> None:
     for name in names:
         piece = PIECES[name]
         literal, package = piece.sides(inputs)
-        slow, fast, ratio = interleaved(literal, package, options.rounds)
         difference = piece.agreement.distance(literal(), package())
+        slow, fast, ratio = interleaved(literal, package, options.rounds)
         agrees = difference <= piece.agreement.tolerance
         disagreeing += [] if agrees else [name]
         met = round(ratio, 1) >= piece.bar and peaks[name][1] <= piece.memory

@@ -239,7 +239,7 @@ class TeacherModule(UDAModule):
 
 def to_float(image: Tensor) -> Tensor:
     """Images uint8 (N, 3, H, W) as float32 in [0, 1]."""
-    return image.float() / 255
+    return image.to(torch.float32, copy=True).div_(255)
 
 
 def size_of(tensor: Tensor) -> tuple[int, int]:

@@ -151,12 +151,11 @@ class DSP(TeacherModule):
         self, batch: dict[str, dict[str, Tensor]], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Templates with long-tail classes over them: image (N, 3, H, W), labels and paste mask (N, H, W)."""
-        image, mask = to_float(batch["template"]["image"]), batch["template"]["mask"].long()
-        paste_mask = self.paste_mask(mask, generator)
-        if not self.long_tail_k:
-            return image, mask, paste_mask
-        tail = batch["tail"]
-        return paste_tail(image, mask, paste_mask, to_float(tail["image"]), tail["mask"].long())
+        image, mask = batch["template"]["image"], batch["template"]["mask"]
+        paste_mask = self.paste_mask(mask.long(), generator)
+        if self.long_tail_k:
+            image, mask, paste_mask = paste_tail(image, mask, paste_mask, batch["tail"]["image"], batch["tail"]["mask"])
+        return to_float(image), mask.long(), paste_mask
 
     def _tail_share(self, batch: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """Long-tail classes that were really found and pasted, mean per image: k, or less if tries ran out."""

@@ -84,9 +84,10 @@ def paste(foreground: Tensor, background: Tensor, paste_mask: Tensor) -> Tensor:
     Returns:
         The mix, of the same shape.
     """
-    if foreground.ndim == 4:
-        paste_mask = paste_mask.unsqueeze(1)
-        if foreground.is_floating_point():
-            # Exact with weights of 0 and 1, and faster on a CPU, where `torch.where` isn't vectorised.
-            return background.lerp(foreground, paste_mask.to(foreground.dtype))
-    return torch.where(paste_mask, foreground, background)
+    if foreground.ndim == 3:
+        return torch.where(paste_mask, foreground, background)
+    # Exact with weights of 0 and 1 (integers wrap around), and faster on a CPU, where `torch.where` isn't vectorised.
+    weight = paste_mask.unsqueeze(1).to(foreground.dtype)
+    if foreground.is_floating_point():
+        return background.lerp(foreground, weight)
+    return background.addcmul(foreground - background, weight)

@@ -14,11 +14,11 @@ def paste_tail(
     """Overwrites a template, its labels and its paste mask by the pixels of the long-tail crops, in their order.
 
     Args:
-        image: Templates, float (N, 3, H, W).
-        mask: Their labels, int64 (N, H, W).
+        image: Templates (N, 3, H, W), of any type; bytes move a quarter of what floats do.
+        mask: Their labels (N, H, W), of any type.
         paste_mask: bool (N, H, W).
-        tail_image: k crops for each, float (N, k, 3, H, W).
-        tail_mask: Their labels, (N, k, H, W): the class where it is to be pasted, 255 elsewhere.
+        tail_image: k crops for each, of the type of `image` (N, k, 3, H, W).
+        tail_mask: Their labels, of the type of `mask` (N, k, H, W): the class where it is to be pasted, 255 elsewhere.
 
     Returns:
         The composite's image, labels and paste mask.
