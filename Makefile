@@ -3,6 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := runs/demo
 SEEDS ?= 0 1 2
+OPTIONS ?=
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
@@ -53,13 +54,13 @@ table: $(TABLE)  ## MiniCity over the seeds SEEDS="0 1 2", mean and deviation; O
 
 runs/minicity/%/.done: | $(READY)
 	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
-	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity/$*
+	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity/$* $(OPTIONS)
 	@touch $@
 
 ABLATION_ROWS := source_only mean_teacher naive_class_mix dacs dsp_hard_paste dsp_soft_paste dsp
 ABLATION := $(foreach seed,$(SEEDS),$(foreach row,$(ABLATION_ROWS),seed_$(seed)/$(row)/.done))
 
-ablation: $(ABLATION:%=runs/minicity/%) $(ABLATION:%=runs/minicity_bn/%)  ## The rows of DACS's and DSP's tables on MiniCity, as `table` (hours)
+ablation: $(ABLATION:%=runs/minicity/%) $(ABLATION:%=runs/minicity_bn/%)  ## The rows of DACS's and DSP's tables on MiniCity, as `table`; OPTIONS='--trainer.precision bf16-mixed' where that is fast (hours)
 	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity/seed_$(seed)) --rows $(ABLATION_ROWS)
 	@echo "The same with BatchNorm statistics of target images; source-only is then AdaBN:"
 	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity_bn/seed_$(seed)) --rows $(ABLATION_ROWS)
@@ -67,7 +68,7 @@ ablation: $(ABLATION:%=runs/minicity/%) $(ABLATION:%=runs/minicity_bn/%)  ## The
 runs/minicity_bn/%/.done: runs/minicity/%/.done | $(READY)
 	$(BIN)/lightning-uda validate --config configs/experiment/minicity/$(notdir $*).yaml \
 	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity_bn/$* \
-	  --ckpt_path runs/minicity/$*/version_0/checkpoints/last.ckpt --trainer.callbacks+=AdaptBatchNorm
+	  --ckpt_path runs/minicity/$*/version_0/checkpoints/last.ckpt --trainer.callbacks+=AdaptBatchNorm $(OPTIONS)
 	@touch $@
 
 ROUND_ROWS := st cbst cbst_sp
