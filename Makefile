@@ -27,8 +27,8 @@ demo: $(READY)  ## Train source-only and DACS on the embedded benchmark and show
 	@echo "3/3  report: IoU on camera-like validation scenes"
 	@$(BIN)/lightning-uda report $(DEMO)/source_only $(DEMO)/dacs --output $(DEMO)/report.html
 
-test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## Run the tests, in two processes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)  ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
