@@ -44,8 +44,8 @@ format: $(READY)  ## Bring the code into style
 type: $(READY)  ## Check types
 	$(BIN)/mypy
 
-bench: $(READY)  ## Run the benchmarks
-	@for name in ema_teacher dacs_step minicity_speed; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: $(READY)  ## Run the benchmarks, on a quiet machine (half an hour)
+	@for name in dacs_step dsp_step minicity_speed loading surroundings cbst_thresholds; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 TABLE := $(foreach seed,$(SEEDS),$(foreach row,dacs source_only oracle,runs/minicity/seed_$(seed)/$(row)/.done))
 
