@@ -349,6 +349,18 @@ def test_an_unfinished_run_is_named(tmp_path, monkeypatch):
     assert "dacs is not finished: step 100 of 200." in console.export_text()
 
 
+@pytest.mark.parametrize(("planned", "text"), [(200, "200"), (300, "200 of 300")])
+def test_steps_of_self_training_are_those_of_its_rounds(tmp_path, planned, text):
+    folder = write_run(tmp_path / "cbst", (20.0, 30.0))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["trainer"]["max_steps"] = -1
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    append_row(folder / "metrics.csv", {"step": 0, "train/loss_source": "", "rounds/steps": planned})
+    run = load_runs([folder])[0]
+    assert run.max_steps == planned
+    assert run.finished == (planned == 200)
+
+
 def test_test_evaluations_serve_where_there_is_no_validation(tmp_path):
     run = write_run(tmp_path / "dacs", (30.0,), steps=(0,), stage="test")
     assert "IoU on the test images" in page_of(build_report([run], tmp_path / "report.html")).text

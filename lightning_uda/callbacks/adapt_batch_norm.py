@@ -33,16 +33,21 @@ class AdaptBatchNorm(Callback):
         self._source_statistics: list[dict[str, Tensor]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that the network has BatchNorm.
+        """Checks that the network has BatchNorm, and that there are target images.
 
         Raises:
             ValueError: If it hasn't.
+            DatasetError: If there are none.
         """
         if not _batch_norms(pl_module):
             raise ValueError(
                 f"AdaptBatchNorm: {type(pl_module.student).__name__} has no BatchNorm layer whose statistics could be "
                 "re-estimated. Remove the callback from trainer.callbacks."
             )
+        self._loader(trainer)
+
+    def _loader(self, trainer: Trainer) -> Any:
+        return trainer.datamodule.target_dataloader(self.num_images, self.batch_size)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _adapt(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,8 +58,7 @@ class AdaptBatchNorm(Callback):
             layer.reset_running_stats()
             layer.momentum = None  # the mean over all batches
             layer.train()
-        loader = trainer.datamodule.target_dataloader(self.num_images, self.batch_size)  # type: ignore[attr-defined]
-        for batch in loader:
+        for batch in self._loader(trainer):
             network(batch["image"].to(pl_module.device).float() / 255)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -46,7 +46,8 @@ class LongTailStatistics(Callback):
     The method must offer `long_tail_k`, the number of classes that it pastes per step; at 0 nothing is counted or fed.
 
     Args:
-        num_classes: K, the number of long-tail classes; in the paper 5 for GTA5 and 4 for SYNTHIA.
+        num_classes: K, the number of long-tail classes; in the paper 5 for GTA5 and 4 for SYNTHIA. `None`, with
+            `classes` left out too, takes the method's `long_tail_classes`.
         classes: Names of the long-tail classes, if they shall not be chosen by count, such as the paper's for GTA5:
             rider, bus, train, motorcycle, bicycle.
         max_tries: Images and crops tried for a class before it is left out of a sample. The published programs try
@@ -62,14 +63,14 @@ class LongTailStatistics(Callback):
 
     def __init__(
         self,
-        num_classes: int = 5,
+        num_classes: int | None = None,
         classes: Sequence[str] | None = None,
         max_tries: int = 100,
         all_chosen_classes: bool = False,
         cache_dir: str | None = None,
     ) -> None:
         for name, value in (("num_classes", num_classes), ("max_tries", max_tries)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"LongTailStatistics.{name}: found {value}, expected a number of 1 or more.")
         self.num_classes = num_classes
         self.classes = classes
@@ -101,7 +102,9 @@ class LongTailStatistics(Callback):
                 "Give the trainer one, or take the callback out of trainer.callbacks."
             )
         statistics = class_statistics(data.source, data.label_space, self.cache_dir or data.cache_dir)
-        chosen = long_tail_classes(statistics, self.num_classes, self.classes)
+        choice = self.classes or self.num_classes or cast(int | list[str], pl_module.long_tail_classes)
+        number, names = (choice, None) if isinstance(choice, int) else (len(choice), choice)
+        chosen = long_tail_classes(statistics, number, names)
         if len(chosen) < k:
             raise ValueError(
                 f"LongTailStatistics: found {len(chosen)} long-tail classes {[statistics.classes[c] for c in chosen]}, "

@@ -16,12 +16,12 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_uda.callbacks.progress_bar import StepProgressBar
 from lightning_uda.data.datamodule import EvaluationImages, UDADataModule
 from lightning_uda.data.datasets.base import DatasetError, SegmentationDataset
-from lightning_uda.data.label_folder import LabelFolder, RoundRecord
+from lightning_uda.data.label_folder import RECORD_FILE, LabelFolder, RoundRecord
 from lightning_uda.data.rare_class_crop import RareClassMining
 from lightning_uda.data.self_training import RoundPlan, SpatialPrior, UnionPart, UnionStream
 from lightning_uda.data.streams import LabelReader
@@ -145,18 +145,30 @@ class SelfTrainingRounds(Callback):
 
             draw_spatial_prior(self._prior, _require_data(trainer).label_space.classes, self._folder / "prior.png")
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs how many steps the run has, which its config need not say."""
+        for logger in trainer.loggers:
+            logger.log_metrics({"rounds/steps": trainer.max_steps}, trainer.global_step)
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes labels that have no run folder."""
         if stage == "fit" and self._temporary is not None:
             self._temporary.cleanup()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the labels of the round are, and which target images it trains on."""
+        """Where the labels of the round are, which target images it trains on, and the first steps of the rounds."""
         labels = None if self._labels is None else str(self._labels.absolute())
-        return {"labels": labels, "target_images": self._target_images}
+        return {"labels": labels, "target_images": self._target_images, "first_steps": list(self._plan.first_steps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
+        planned, found = state_dict["first_steps"], list(self._plan.first_steps)
+        if any(a != b for a, b in zip(planned, found, strict=False)):
+            raise ValueError(
+                f"The checkpoint's rounds begin and end at the steps {planned}, those of this run at {found}; expected "
+                "the same, as a round can't change halfway. Resume with the same data, batch size, accumulation, "
+                "number of processes, epochs_per_round and source_images."
+            )
         self._labels = None if state_dict["labels"] is None else Path(state_dict["labels"])
         self._target_images = state_dict["target_images"]
 
@@ -194,7 +206,10 @@ class SelfTrainingRounds(Callback):
 
     def _label(self, trainer: pl.Trainer, module: Any, data: UDADataModule, number: int) -> RoundRecord:
         """Labels the target set, unless the labels that these weights give are there already."""
-        made_from = self._fingerprint(module.student, data, self.portions.portion(number))
+        if trainer.world_size > 1:  # each rank has running statistics of its own
+            for buffer in module.student.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        made_from = self._fingerprint(module, data, self.portions.portion(number))
         folder = self._folder / f"round_{number + 1}"
         earlier = [] if self._labels is None else [self._labels.parent / folder.name]
         found: Path | None = next((path for path in (folder, *earlier) if _is_made_from(path, made_from)), None)
@@ -222,6 +237,9 @@ class SelfTrainingRounds(Callback):
     ) -> None:
         """Step a: thresholds over all target pixels, then the label of each, then the record."""
         folder.folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero:
+            (folder.folder / RECORD_FILE).unlink(missing_ok=True)
+        trainer.strategy.barrier("self_training_rounds")
         scores = self._target_scores(trainer, module, data)
         search, portion = self.thresholds, self.portions.portion(number)
         counts = LabelCounts(len(data.label_space.classes), module.device)
@@ -246,7 +264,7 @@ class SelfTrainingRounds(Callback):
             pixels=counts.pixels,
             classes=list(data.label_space.classes),
             thresholds=[value if math.isfinite(value) else None for value in search.thresholds.tolist()],
-            predicted=search.counts.tolist(),
+            predicted=search.predicted.tolist(),
             labelled=counts.labelled,
             accuracy=counts.accuracy,
             target_images=chosen,
@@ -306,12 +324,16 @@ class SelfTrainingRounds(Callback):
                 transforms[name] = self.mining.transform(transforms[name], priority, fallback)
         return transforms
 
-    def _fingerprint(self, network: nn.Module, data: UDADataModule, portion: Decimal) -> str:
+    def _fingerprint(self, module: Any, data: UDADataModule, portion: Decimal) -> str:
         """Key of all that labels depend on: weights, images, settings."""
-        parts = (self.thresholds, self.inference, self.spatial_prior, data.target_transform.resize)
-        content = (_target(data).fingerprint(labels=False), portion, [_settings(part) for part in parts])
+        transform = data.target_transform
+        parts = (self.thresholds, self.inference, self.spatial_prior, module.loss)
+        settings = [_settings(part) for part in (*parts, transform.resize, transform.interpolation)]
+        content = (_target(data).fingerprint(labels=False), portion, settings)
         digest = hashlib.sha256(repr((content, self.target_subset, self._target_images)).encode())
-        for name, tensor in network.state_dict().items():
+        if self._prior is not None:
+            digest.update(self._prior.numpy().tobytes())
+        for name, tensor in module.student.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

@@ -37,7 +37,7 @@ def mmd(
         else:
             b = distances.new_tensor(bandwidth)
         exponents = torch.arange(num_kernels, device=distances.device) - num_kernels // 2
-        widths = (b.clamp(min=torch.finfo(torch.float32).tiny) * kernel_ratio**exponents).view(-1, 1, 1)
+        widths = (torch.where(b > 0, b, 1.0) * kernel_ratio**exponents).view(-1, 1, 1)
         kernel = torch.exp(-distances / widths).sum(dim=0)
         signs = torch.cat([kernel.new_ones(n), kernel.new_full((n,), -1.0)])
         return (signs @ kernel @ signs) / (n * n)

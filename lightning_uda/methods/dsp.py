@@ -90,7 +90,7 @@ class DSP(TeacherModule):
                 "classes, at least 0."
             )
         self.streams = ("source", "template", "target", *(("tail",) if long_tail_k else ()))
-        self.beta = beta
+        self.beta = float(beta)
         self.long_tail_k = long_tail_k
         self.long_tail_classes = long_tail_classes
         self.soft_segmentation = soft_segmentation
@@ -105,11 +105,7 @@ class DSP(TeacherModule):
     def configure_callbacks(self) -> list[Callback]:
         """Those of a teacher, and, for a long-tail paste, `LongTailStatistics` unless the trainer has one."""
         present = any(isinstance(callback, LongTailStatistics) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if present or not self.long_tail_k:
-            return super().configure_callbacks()
-        if isinstance(self.long_tail_classes, int):
-            return [*super().configure_callbacks(), LongTailStatistics(num_classes=self.long_tail_classes)]
-        return [*super().configure_callbacks(), LongTailStatistics(classes=self.long_tail_classes)]
+        return [*super().configure_callbacks(), *([] if present or not self.long_tail_k else [LongTailStatistics()])]
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> dict[str, Any]:
         """Algorithm 1 of the paper; the student's batches are clean source, mixed target, mixed source."""
@@ -122,7 +118,7 @@ class DSP(TeacherModule):
         with torch.no_grad():
             pseudo_labels, confidence = pseudo_label(self.teacher(target_image), size_of(target_image))
             patch_image, patch_mask, paste_mask = self.composite_patch(batch, generator)
-            soft_mask = self.beta * paste_mask
+            soft_mask = self.beta * paste_mask.float()
             images = torch.cat([soft_paste(patch_image, under, soft_mask) for under in (target_image, source_image)])
             if self.augmentation is not None:
                 images = self.augmentation(images, generator)

@@ -65,6 +65,11 @@ class SelfTraining(UDAModule):
         seed: int = 0,
         scoring: Scoring = Scoring(),
     ) -> None:
+        if loss.needs_probs and rounds.spatial_prior is not None:
+            raise ValueError(
+                f"SelfTraining: found the loss {type(loss).__name__} and a spatial prior. Its soft labels compare "
+                "plain probabilities with the thresholds, which would be those of weighted ones. Leave one out."
+            )
         rounds = copy.deepcopy(rounds)  # it keeps state, and the default is one object
         super().__init__(network, label_space, optimizer, _PerRound(schedule, rounds), inference, seed, scoring)
         self.rounds = rounds
@@ -154,6 +159,6 @@ def find_checkpoint(path: Path) -> Path:
     if found is None:
         raise FileNotFoundError(
             f"{path}: found no checkpoints/last.ckpt in it or its versions. Train source-only there first (with a "
-            "ModelCheckpoint that has save_last), or give a checkpoint file as model.source_checkpoint."
+            "ModelCheckpoint named `last`), or give a checkpoint file as model.source_checkpoint."
         )
     return found

@@ -37,7 +37,8 @@ def choose_half(presence: Tensor, generator: torch.Generator | None = None) -> T
     Returns:
         bool (N, V); ceil(n / 2) chosen values in a row with n present ones, none in a row without any.
     """
-    scores = torch.rand(presence.shape, generator=generator).to(presence.device, non_blocking=True)
+    scores = torch.rand(presence.shape, generator=generator, dtype=torch.float32)
+    scores = scores.to(presence.device, non_blocking=True)
     order = scores.masked_fill_(~presence, -1.0).argsort(dim=1, descending=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(presence.shape[1], device=order.device).expand_as(order)

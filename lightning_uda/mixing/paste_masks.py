@@ -52,7 +52,9 @@ class BoxMask(PasteMask):
     def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Boxes, bool (N, H, W); of `mask` only the shape counts."""
         count, height, width = mask.shape
-        draws = torch.rand((3, count, 1, 1), generator=generator).to(mask.device, non_blocking=True)
+        draws = torch.rand((3, count, 1, 1), generator=generator, dtype=torch.float32).to(
+            mask.device, non_blocking=True
+        )
         box_width = (width * (1 + draws[0]) / 2).round()
         box_height = (height * width / 2 / box_width).round()
         top = (draws[1] * (height - box_height + 1)).floor()

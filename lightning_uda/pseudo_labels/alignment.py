@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class DistributionAlignment(nn.Module):
     """Rescales the teacher's probabilities so that, over time, they follow a prior: q p / p_seen, normalised per pixel.
 
-    p_seen is the mean of the teacher's predictions over the last batches (of this process, under DDP). The prior p,
+    p_seen is the mean of the teacher's predictions over the last batches, of all processes. The prior p,
     pixel shares of the classes, is counted by the callback `AlignmentPrior`, which the method brings.
 
     Args:
@@ -50,7 +50,11 @@ class DistributionAlignment(nn.Module):
         Returns:
             Aligned probabilities, float (N, C, H, W).
         """
-        self.history.index_copy_(0, self.batches % self.window, probs.mean(dim=(0, 2, 3)).unsqueeze(0))
+        newest = probs.mean(dim=(0, 2, 3)).unsqueeze(0)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(newest)
+            newest /= torch.distributed.get_world_size()
+        self.history.index_copy_(0, self.batches % self.window, newest)
         self.batches += 1
         seen = self.history.sum(0) / self.batches.clamp(max=self.window)
         aligned = probs * (self.prior / seen.clamp(min=1e-8)).view(1, -1, 1, 1)

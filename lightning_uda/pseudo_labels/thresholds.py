@@ -60,11 +60,13 @@ class ThresholdSearch(ABC):
 
     Attributes:
         thresholds: float32 (C,), after the last pass; +inf where the rank is 0, so that nothing is selected.
-        counts: int64 (C,), after the first pass: pixels predicted as each class, of all ranks, that count.
+        predicted: int64 (C,), after the first pass: pixels predicted as each class, of all ranks.
+        counts: int64 (C,), after the first pass: those of them that count.
         ranks: int64 (C,), after the first pass: how many of them the threshold selects if no other ties with it.
     """
 
     thresholds: Tensor
+    predicted: Tensor
     counts: Tensor
     ranks: Tensor
 
@@ -107,6 +109,8 @@ class ThresholdSearch(ABC):
             )
         counted = every_nth_of_class(classes, len(self._table), self.conf_stride) if self.conf_stride > 1 else None
         confidence, classes = confidence.reshape(-1), classes.reshape(-1)
+        if counted is not None:
+            self._predicted.index_add_(0, classes.to(torch.int32), self._one.expand(len(classes)))
         for start in range(0, len(classes), _CHUNK):
             part = slice(start, start + _CHUNK)
             self._count(confidence[part], classes[part].to(torch.int32), None if counted is None else counted[part])
@@ -133,6 +137,7 @@ class ThresholdSearch(ABC):
     def _new_table(self, num_classes: int, width: int, device: torch.device) -> None:
         self._table = torch.zeros(num_classes, width, dtype=torch.int64, device=device)
         self._one = torch.ones((), dtype=torch.int64, device=device)
+        self._predicted = torch.zeros(num_classes, dtype=torch.int64, device=device)
 
     def _add(self, columns: Tensor, classes: Tensor, counted: Tensor | None) -> None:
         """Adds pixels to the table: int32 (n,) columns and classes."""
@@ -140,9 +145,10 @@ class ThresholdSearch(ABC):
         weights = self._one.expand(len(cells)) if counted is None else counted.to(torch.int64)
         self._table.view(-1).index_add_(0, cells, weights)
 
-    def _rank(self, portion: Decimal) -> None:
+    def _rank(self, portion: Decimal, all_reduce: Reduction) -> None:
         """Sets counts and ranks from the table of the first pass."""
         self.counts = self._table.sum(dim=1)
+        self.predicted = self.counts if self.conf_stride == 1 else all_reduce(self._predicted)
         listed = self.counts.sum().expand_as(self.counts) if self.scope == "global" else self.counts
         self.ranks = rank_of(portion, listed).clamp(min=self.min_rank).minimum(listed)
 
@@ -226,7 +232,7 @@ class LogitHistogram(ThresholdSearch):
                 "largest of these classes' probabilities reaches, or not a number. Scores weighted by a spatial prior "
                 "need RadixSelect; else look for NaN in the network's output."
             )
-        self._rank(portion)
+        self._rank(portion, all_reduce)
         columns, _, _ = self._column_of(self.ranks)
         at_least = self._table.sum(dim=1) - self._table.cumsum(dim=1).gather(1, columns.view(-1, 1) - 1).squeeze(1)
         self.selected = at_least.where(self.ranks > 0, 0)
@@ -264,18 +270,18 @@ class RadixSelect(ThresholdSearch):
         """
         self._table = all_reduce(self._table)
         if self._upper is None:
-            self._end_first(portion)
+            self._end_first(portion, all_reduce)
             return True
         self._end_second(self._upper)
         return False
 
-    def _end_first(self, portion: Decimal) -> None:
+    def _end_first(self, portion: Decimal, all_reduce: Reduction) -> None:
         if wrong := int(self._table[:, _NOT_A_CONFIDENCE:].sum()):
             raise ValueError(
                 f"RadixSelect: found {wrong} confidences that are negative, infinite or not a number; expected scores "
                 "of 0 and more. Look for NaN in the network's output, or for a spatial prior with negative values."
             )
-        self._rank(portion)
+        self._rank(portion, all_reduce)
         self._upper, above, rows = self._column_of(self.ranks)
         self._upper = self._upper.to(torch.int32)
         self._left = self.ranks - above

@@ -61,7 +61,10 @@ class Run:
     def max_steps(self) -> int | None:
         """The step that the run was to end at, if its config says so."""
         steps = self.config.get("trainer", {}).get("max_steps")
-        return steps if isinstance(steps, int) and steps > 0 else None
+        if isinstance(steps, int) and steps > 0:
+            return steps
+        planned = self.curve("rounds/steps")[1]  # of self-training
+        return int(planned[-1]) if planned else None
 
     @property
     def finished(self) -> bool:

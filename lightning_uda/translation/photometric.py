@@ -181,7 +181,7 @@ class ColorJitter(Translation):
 
     def draw(self, count: int, generator: torch.Generator) -> JitterParameters:
         """Draws the parameters of `count` images."""
-        draws = torch.rand(8, count, generator=generator).numpy()
+        draws = torch.rand(8, count, generator=generator, dtype=torch.float32).numpy()
         spread = 2 * draws[:4] - 1
         return JitterParameters(
             1 + self.brightness * spread[0],
@@ -248,7 +248,7 @@ class GaussianBlur(Translation):
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Blurred batch, float (N, 3, H, W) in [0, 1]."""
         low, high = self.sigma
-        sigma = (low + (high - low) * torch.rand(image.shape[0], generator=generator)).numpy()
+        sigma = (low + (high - low) * torch.rand(image.shape[0], generator=generator, dtype=torch.float32)).numpy()
         return gaussian_blur(image, sigma, high)
 
 

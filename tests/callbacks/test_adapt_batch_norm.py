@@ -77,3 +77,7 @@ def test_what_cannot_work_is_refused():
         Trainer(callbacks=[AdaptBatchNorm()], **QUIET).validate(
             SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(target=None)
         )
+    module = Seen(tiny_network(), "camvid")
+    with pytest.raises(RuntimeError, match=r"data\.target isn't set"):
+        Trainer(callbacks=[AdaptBatchNorm()], max_steps=1, **QUIET).fit(module, datamodule=tiny_data(target=None))
+    assert not module.trainer.global_step

@@ -16,6 +16,7 @@ from lightning_uda.data.datasets.base import DatasetError
 from lightning_uda.data.rare_class_crop import RareClassMining, ScaledCrop
 from lightning_uda.data.self_training import SpatialPrior
 from lightning_uda.inference import MultiScale, WholeImage
+from lightning_uda.losses.self_training import HardLabels
 from lightning_uda.methods import SelfTraining
 from lightning_uda.pseudo_labels.portion import PortionPolicy, SourcePerTarget
 from lightning_uda.pseudo_labels.thresholds import LogitHistogram, RadixSelect
@@ -192,6 +193,11 @@ def test_labels_that_were_complete_are_taken_up(tmp_path, monkeypatch):
         with pytest.raises(AssertionError, match="made again"):
             fit(module_of(portions=PortionPolicy("0.30")), data_of(), tmp_path / "other", path)
 
+        strict = module_of()
+        strict.loss = HardLabels(strict=True)
+        with pytest.raises(AssertionError, match="made again"):
+            fit(strict, data_of(), tmp_path / "strict", path)
+
     # not complete: a crash while labels were written
     (tmp_path / "whole/log/rounds/round_2/round.json").unlink()
     before = labels_in(tmp_path / "whole", 2)
@@ -205,6 +211,36 @@ def test_labels_that_were_complete_are_taken_up(tmp_path, monkeypatch):
         DatasetError, match=r"resumes within round 2, whose pseudo-labels are gone: expected them in .*round_2"
     ):
         fit(module_of(), data_of(), tmp_path / "lost", str(tmp_path / f"steps/step={STEPS + 1}.ckpt"))
+
+
+def test_a_round_that_would_change_halfway_is_refused(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path / "steps", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(module_of(), data_of(), tmp_path / "whole", enable_checkpointing=True, callbacks=[checkpoint])
+    with pytest.raises(ValueError, match=r"steps \[0, 12, 24\], those of this run at \[0, 24, 48\]"):
+        fit(module_of(), data_of(batch_size=1), tmp_path / "other", str(tmp_path / f"steps/step={STEPS + 2}.ckpt"))
+    trainer = fit(module_of(num_rounds=3), data_of(), tmp_path / "longer", str(tmp_path / f"steps/step={STEPS}.ckpt"))
+    assert trainer.global_step == 3 * STEPS
+
+
+def test_a_record_never_stands_beside_labels_of_other_weights(tmp_path, monkeypatch):
+    fit(module_of(), data_of(), tmp_path)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(label_folder.LabelFolder, "write", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit(module_of(network=tiny_network(seed=9)), data_of(), tmp_path)
+    assert not (tmp_path / "log/rounds/round_1/round.json").exists()
+
+
+def test_predicted_shares_are_of_all_pixels_whatever_the_stride(tmp_path):
+    for name, stride in (("all", 1), ("fourth", 4)):
+        fit(module_of(num_rounds=1, thresholds=RadixSelect(conf_stride=stride)), data_of(), tmp_path / name)
+    first, second = record_of(tmp_path / "all", 1), record_of(tmp_path / "fourth", 1)
+    assert first["predicted"] == second["predicted"]
+    assert sum(first["predicted"]) == first["pixels"]
 
 
 def test_a_full_disk_leaves_earlier_rounds_whole(tmp_path, monkeypatch):

@@ -26,6 +26,13 @@ def test_coinciding_vectors_give_zero_and_no_nan():
     assert torch.equal(x.grad, torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_coinciding_vectors_survive_a_scaled_loss(n):
+    x = torch.ones(n, 8, requires_grad=True)
+    (65536 * mmd(x, torch.ones(n, 8))).backward()
+    assert torch.equal(x.grad, torch.zeros(n, 8))
+
+
 def test_scale_changes_nothing():
     x, y = torch.randn(3, 5), torch.randn(3, 5)
     assert mmd(1e-3 * x, 1e-3 * y).item() == pytest.approx(mmd(x, y).item(), rel=1e-4)

@@ -160,7 +160,7 @@ def test_parts_change_the_run_and_the_seed_decides_it():
         run(callbacks=tail),
         run(callbacks=tail, seed=1),
         run(long_tail_k=0),
-        run(long_tail_k=0, beta=1.0),
+        run(long_tail_k=0, beta=1),
         run(long_tail_k=0, feature_alignment=None),
     ]
     assert len({tuple(weights.tolist()) for weights, _ in runs}) == len(runs)
@@ -175,6 +175,10 @@ def test_tail_classes_are_really_pasted():
 def test_brings_its_callbacks():
     _, trainer = run(long_tail_k=1, callbacks=[LongTailStatistics(num_classes=3)])
     assert sum(isinstance(callback, LongTailStatistics) for callback in trainer.callbacks) == 1
+    callback = LongTailStatistics(all_chosen_classes=True)
+    run(long_tail_k=1, long_tail_classes=["Sky", "Building"], callbacks=[callback])
+    space, _, chosen = callback._found
+    assert [space.classes[c] for c in chosen] == ["Sky", "Building"]
     _, trainer = run(long_tail_k=0)
     assert not any(isinstance(callback, LongTailStatistics) for callback in trainer.callbacks)
 

@@ -5,6 +5,7 @@ from lightning.pytorch import Trainer
 
 from lightning_uda.callbacks import SelfTrainingRounds
 from lightning_uda.data.rare_class_crop import ScaledCrop
+from lightning_uda.data.self_training import SpatialPrior
 from lightning_uda.losses.self_training import LRENT, MRKLD
 from lightning_uda.methods import SelfTraining, SourceOnly
 from lightning_uda.methods.self_training import find_checkpoint
@@ -104,6 +105,11 @@ def test_regularised_losses_train(loss):
     assert trainer.global_step == trainer.max_steps == 9  # 7 target and 10 source images, by 2
     assert all(torch.isfinite(parameter).all() for parameter in module.student.parameters())
     assert not torch.equal(module.student.classifier.weight, tiny_network().classifier.weight)
+
+
+def test_soft_labels_and_a_spatial_prior_are_refused():
+    with pytest.raises(ValueError, match="found the loss LRENT and a spatial prior"):
+        SelfTraining(tiny_network(), "camvid", one_round(spatial_prior=SpatialPrior((16, 16), radius=2)), loss=LRENT())
 
 
 def test_soft_labels_come_from_the_network_that_the_round_started_with():
