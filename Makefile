@@ -107,7 +107,7 @@ runs/rounds/seed_%/source_only: | runs/minicity/seed_%/source_only/.done
 runs/rounds/%/.done: | $(READY)
 	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
 	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name rounds/$* \
-	  --model.source_checkpoint runs/rounds/$(dir $*)source_only --data.target.length 100 --data.num_workers 1
+	  --model.source_checkpoint runs/rounds/$(dir $*)source_only --data.target.length 100 --data.num_workers 1 $(OPTIONS)
 	@touch $@
 
 ROW ?= cbst
@@ -122,7 +122,7 @@ runs/nthu_$(ROW)/%/.done: | $(READY)
 	$(BIN)/lightning-uda fit --config configs/experiment/cityscapes_to_nthu/$(ROW).yaml --name nthu_$(ROW)/$* \
 	  --data.source.root $(CITYSCAPES) --data.target.root $(NTHU) --data.val.root $(NTHU) \
 	  $(foreach set,target val,--data.$(set).city $(firstword $(subst _, ,$*)) --data.$(set).fold $(lastword $(subst _, ,$*))) \
-	  --trainer.callbacks+=ConfusionWriter
+	  --trainer.callbacks+=ConfusionWriter $(OPTIONS)
 	@touch $@
 
 clean:  ## Remove caches and the virtual environment, not the runs

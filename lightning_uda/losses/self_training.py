@@ -88,9 +88,9 @@ class MRKLD(SelfTrainingLoss):
 class LRENT(SelfTrainingLoss):
     """Label regularisation (CRST): target labels are soft, y(c) ~ (p(c) / exp(-k_c))^(1/alpha).
 
-    Which pixels are labelled is decided with a round's labels. Their soft labels would take 159 MB per image of
-    Cityscapes, so they are formed on the fly, of the probabilities that the network the round started from gives to
-    the crop.
+    Which pixels can be labelled is decided with a round's labels; of a crop those with Z <= 1 don't count. Soft labels
+    would take 159 MB per image of Cityscapes, so they are formed on the fly, of the probabilities that the network the
+    round started from gives to the crop.
 
     Args:
         alpha: Weight of the labels' entropy; towards 0 the labels become hard.
