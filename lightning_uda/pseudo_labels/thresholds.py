@@ -148,7 +148,7 @@ class ThresholdSearch(ABC):
     def _rank(self, portion: Decimal, all_reduce: Reduction) -> None:
         """Sets counts and ranks from the table of the first pass."""
         self.counts = self._table.sum(dim=1)
-        self.predicted = self.counts if self.conf_stride == 1 else all_reduce(self._predicted)
+        self.predicted = self.counts if self.conf_stride == 1 else all_reduce(self._predicted.clone())
         listed = self.counts.sum().expand_as(self.counts) if self.scope == "global" else self.counts
         self.ranks = rank_of(portion, listed).clamp(min=self.min_rank).minimum(listed)
 
