@@ -180,17 +180,20 @@ def class_mask_sides(x: Inputs) -> tuple[Side, Side]:
 
 
 def mixing_sides(x: Inputs) -> tuple[Side, Side]:
-    """Image, label and weights of the mix, with lambda."""
+    """Image, label and weights of the mix, with lambda.
+
+    As in their steps: ours mixes bytes and converts the mix, the naive side gets floats.
+    """
     weighting, hard = BatchConfidence(), x.paste_mask.long()
-    pairs = [(convert(x.source_image), convert(x.target_image)) for convert in (theirs, ours)]
+    pair = theirs(x.source_image), theirs(x.target_image)
     return (
         lambda: (
-            naive.mix(*pairs[0], hard),
+            naive.mix(*pair, hard),
             naive.mix(x.source_mask, x.pseudo_labels, hard),
             naive.confidence_weights(x.confidence, hard),
         ),
         lambda: (
-            paste(*pairs[1], x.paste_mask),
+            to_float(paste(x.source_image, x.target_image, x.paste_mask)),
             paste(x.source_mask, x.pseudo_labels, x.paste_mask),
             weighting(x.confidence, x.paste_mask),
         ),

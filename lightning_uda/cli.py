@@ -16,7 +16,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import rich
 import torch
-from jsonargparse import Namespace
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -56,6 +56,10 @@ _QUIET = (
     ".*isinstance.treespec, LeafSpec.*",
     "Experiment logs directory .* exists and is not empty",
 )
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the list of further commands."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -112,7 +116,15 @@ class UDACLI(LightningCLI):
             callbacks.append(PredictionWriter(Path(csv.log_dir) / "predictions"))
         if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:
             _log.warning("no --ckpt_path: the network is run as it was made, untrained unless it was given weights")
+        if self.subcommand == "fit" and run["ckpt_path"] is None and self._starts_from_random_weights():
+            _log.info("the network starts from random weights; --model.network.weights FILE gives it others")
         return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, **kwargs)
+
+    def _starts_from_random_weights(self) -> bool:
+        model = self.config[self.subcommand]["model"]["init_args"]
+        network = model["network"]["init_args"]
+        given = network.get("weights"), network.get("pretrained"), model.get("source_checkpoint")
+        return "weights" in network and not any(given)
 
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""
@@ -186,6 +198,7 @@ def run_trainer(arguments: list[str]) -> UDACLI:
         parser_kwargs={
             "prog": "lightning-uda",
             "epilog": _EPILOG,
+            "formatter_class": HelpFormatter,
             **{name: {"usage": f"lightning-uda {name} --config FILE [options]"} for name in UDACLI.subcommands()},
         },
         subclass_mode_model=True,
@@ -208,7 +221,11 @@ def check_data(arguments: list[str]) -> int:
         UDAModule,
         UDADataModule,
         seed_everything_default=0,
-        parser_kwargs={"prog": "lightning-uda", "usage": "lightning-uda data check --config FILE [options]"},
+        parser_kwargs={
+            "prog": "lightning-uda",
+            "usage": "lightning-uda data check --config FILE [options]",
+            "description": "Looks through the datasets of a config: counts, sizes, classes, every problem.",
+        },
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=arguments,

@@ -215,5 +215,5 @@ def test_module_and_script_are_the_same_program():
     script = [str(Path(sys.executable).with_name("lightning-uda"))]
     for command in (script, [sys.executable, "-m", "lightning_uda"]):
         result = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
-        for word in ("fit", "validate", "test", "predict", "data check", "report", "folds", "sweep"):
+        for word in ("fit", "validate", "test", "predict", "\n  data check", "\n  report", "\n  folds", "\n  sweep"):
             assert word in result.stdout

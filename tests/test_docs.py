@@ -41,3 +41,17 @@ def test_data_check_of_a_dataset_page_runs(dataset, tmp_path, monkeypatch, capsy
     assert end.value.code == 0, out
     for name in ("source", "target", "val"):
         assert f"{name} ───" in out
+
+
+def test_the_own_method_of_the_page_trains(tmp_path, monkeypatch, capsys, caplog):
+    page = (ROOT / "docs/extending.md").read_text()
+    (tmp_path / "my_methods.py").write_text(re.search(r"```python\n(.*?)```", page, re.S)[1])
+    (command,) = re.findall(r"^PYTHONPATH=\. lightning-uda (.*)$", page, re.M)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    few = "--trainer.max_steps 1 --trainer.val_check_interval 1 --trainer.log_every_n_steps 1 --data.val.length 2"
+    main(shlex.split(f"{command} {few} --data.num_workers 0 --data.source.length 4 --data.target.length 4"))
+    assert "loss entropy" in capsys.readouterr().out
+    assert "the network starts from random weights" in caplog.text
+    assert "entropy_weight: 0.01" in (tmp_path / "runs/run/version_0/config.yaml").read_text()

@@ -76,7 +76,7 @@ class DACS(TeacherModule):
         with torch.no_grad():
             pseudo_labels, confidence = pseudo_label(self.teacher(target_image), size_of(target_image))
             paste_mask = self.paste_mask(source_mask, generator)
-            mixed_image = paste(source_image, target_image, paste_mask)
+            mixed_image = to_float(paste(batch["source"]["image"], batch["target"]["image"], paste_mask))
             if self.augmentation is not None:
                 mixed_image = self.augmentation(mixed_image, generator)
             mixed_mask = paste(source_mask, pseudo_labels, paste_mask)

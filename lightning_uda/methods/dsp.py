@@ -154,8 +154,9 @@ class DSP(TeacherModule):
         return to_float(image), mask.long(), paste_mask
 
     def _tail_share(self, batch: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Long-tail classes that were really found and pasted, mean per image: k, or less if tries ran out."""
+        """Long-tail classes really pasted (k, or less if tries ran out) and their share of the pixels, per image."""
         if not self.long_tail_k:
             return {}
-        found = (batch["tail"]["mask"] != IGNORE_INDEX).flatten(2).any(dim=2)
-        return {"tail_classes": found.float().sum(dim=1).mean()}
+        pasted = batch["tail"]["mask"] != IGNORE_INDEX
+        classes = pasted.flatten(2).any(dim=2).float().sum(dim=1)
+        return {"tail_classes": classes.mean(), "tail_pixels": pasted.any(dim=1).float().mean()}

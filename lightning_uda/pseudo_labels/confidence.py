@@ -70,7 +70,9 @@ class ConfidenceWeighting(PixelWeighting):
     def __call__(self, confidence: Tensor, paste_mask: Tensor) -> Tensor:
         """Weights float (N, H, W): the target weight, and 1 on pasted pixels if the scope says so."""
         share = self.share(confidence >= self.threshold)
-        return torch.where(paste_mask, 1.0, share) if self.scope == "target_pixels" else share.expand_as(confidence)
+        if self.scope == "whole_image":
+            return share.expand_as(confidence)
+        return torch.maximum(share, paste_mask.float())  # `torch.where`, but several times as fast on a CPU
 
 
 class BatchConfidence(ConfidenceWeighting):

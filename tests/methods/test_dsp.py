@@ -170,6 +170,7 @@ def test_parts_change_the_run_and_the_seed_decides_it():
 def test_tail_classes_are_really_pasted():
     _, trainer = run(callbacks=[LongTailStatistics(num_classes=2)])
     assert trainer.logged_metrics["train/tail_classes"] == 2
+    assert 0 < trainer.logged_metrics["train/tail_pixels"] < 1
 
 
 def test_brings_its_callbacks():
