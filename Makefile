@@ -7,7 +7,7 @@ OPTIONS ?=
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench table ablation scratch rounds nthu clean
+.PHONY: help demo test test-slow lint format type bench table ablation rounds nthu clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,36 +57,19 @@ runs/minicity/%/.done: | $(READY)
 	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity/$* $(OPTIONS)
 	@touch $@
 
-WARM_ROWS := source_only mean_teacher naive_class_mix dacs dsp_hard_paste dsp_soft_paste dsp
-WARM := $(foreach seed,$(SEEDS),$(foreach row,$(WARM_ROWS),runs/warm/seed_$(seed)/$(row)/.done))
+ABLATION_ROWS := source_only mean_teacher naive_class_mix dacs dsp_hard_paste dsp_soft_paste dsp dsp_k0
+ABLATION := $(foreach seed,$(SEEDS),$(ABLATION_ROWS:%=seed_$(seed)/%/.done))
 
-ablation: $(WARM) $(WARM:runs/warm/%=runs/warm_bn/%)  ## The rows of DACS's and DSP's tables on MiniCity, 120 steps from source-only checkpoints (hours)
-	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/warm/seed_$(seed)) --rows $(WARM_ROWS)
+ablation: $(ABLATION:%=runs/minicity/%) $(ABLATION:%=runs/minicity_bn/%)  ## The rows of DACS's and DSP's tables on MiniCity; OPTIONS='--trainer.precision bf16-mixed' where that is fast (hours)
+	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity/seed_$(seed)) --rows $(ABLATION_ROWS)
 	@echo "The same with BatchNorm statistics of target images; source-only is then AdaBN:"
-	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/warm_bn/seed_$(seed)) --rows $(WARM_ROWS)
+	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity_bn/seed_$(seed)) --rows $(ABLATION_ROWS)
 
-define WARM_RULES
-$(foreach row,$(WARM_ROWS),runs/warm/seed_$(1)/$(row)/.done): runs/minicity/seed_$(1)/source_only/.done
-endef
-$(foreach seed,$(SEEDS),$(eval $(call WARM_RULES,$(seed))))
-
-runs/warm/%/.done: | $(READY)
-	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
-	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name warm/$* \
-	  --trainer.max_steps 120 --trainer.val_check_interval 120 --data.num_workers 1 \
-	  --model.network.weights runs/minicity/$(dir $*)source_only/version_0/checkpoints/last.ckpt \
-	  --data.cache_dir runs/cache --data.cache_format memmap \
-	  --data.source_transform.resize '[64,128]' --data.target_transform.resize '[64,128]'
-	@touch $@
-
-runs/warm_bn/%/.done: runs/warm/%/.done | $(READY)
+runs/minicity_bn/%/.done: runs/minicity/%/.done | $(READY)
 	$(BIN)/lightning-uda validate --config configs/experiment/minicity/$(notdir $*).yaml \
-	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name warm_bn/$* \
-	  --ckpt_path runs/warm/$*/version_0/checkpoints/last.ckpt --trainer.callbacks+=AdaptBatchNorm
+	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity_bn/$* \
+	  --ckpt_path "$$(ls -t runs/minicity/$*/version_*/checkpoints/last.ckpt | head -1)" --trainer.callbacks+=AdaptBatchNorm
 	@touch $@
-
-scratch: $(foreach seed,$(SEEDS),$(WARM_ROWS:%=runs/minicity/seed_$(seed)/%/.done))  ## The same rows from scratch, 800 steps each; OPTIONS='--trainer.precision bf16-mixed' where that is fast (hours)
-	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity/seed_$(seed)) --rows $(WARM_ROWS)
 
 ROUND_ROWS := st cbst cbst_sp
 ROUNDS := $(foreach seed,$(SEEDS),$(foreach row,$(ROUND_ROWS),runs/rounds/seed_$(seed)/$(row)/.done))

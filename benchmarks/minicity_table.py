@@ -23,6 +23,7 @@ TITLES = {
     "dsp_hard_paste": "dual hard paste",
     "dsp_soft_paste": "dual soft-paste",
     "dsp": "DSP",
+    "dsp_k0": "DSP, k = 0",
     "st": "ST",
     "cbst": "CBST",
     "cbst_sp": "CBST-SP",
