@@ -43,6 +43,44 @@ def test_data_check_of_a_dataset_page_runs(dataset, tmp_path, monkeypatch, capsy
         assert f"{name} ───" in out
 
 
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", *(str(page.relative_to(ROOT)) for page in PAGES[1:])])
+def test_make_targets_named_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)(?:\w+=\S+ )*make (?:-j\d )?([a-z-]+)", (ROOT / page).read_text(), re.M)) <= targets
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/methods").glob("*.md")), ids=lambda page: page.stem)
+def test_commands_of_a_method_page_parse(page, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"`lightning-uda (fit [^`]*)`", page.read_text())
+    assert commands
+    for command in commands:
+        with pytest.raises(SystemExit) as end:
+            main([*shlex.split(command), *([] if ".help" in command else ["--print_config"])])
+        assert end.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("page", "config"), [("dacs", "dacs"), ("dsp", "dsp"), ("self_training", "cbst")])
+def test_options_of_a_method_page_parse(page, config, capsys):
+    config = str(ROOT / f"configs/experiment/gta5_to_cityscapes/{config}.yaml")
+    options = re.findall(r"`(--(?:model|data)\.[^`]*? [^`]*)`", (ROOT / f"docs/methods/{page}.md").read_text())
+    assert options
+    for option in options:
+        if "alignment" not in option:  # of another row
+            with pytest.raises(SystemExit) as end:
+                main(["fit", "--config", config, *shlex.split(option), "--print_config"])
+            assert end.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("first", "second", "unit"), [("dacs", "dsp", "radians"), ("dsp", "dacs", "turns")])
+def test_hue_is_that_of_the_method_whatever_config_came_before(first, second, unit, capsys):
+    configs = [["--config", str(ROOT / f"configs/experiment/minicity/{first}.yaml")]]
+    configs.append(["--model", str(ROOT / f"configs/method/{second}.yaml")])
+    with pytest.raises(SystemExit):
+        main(["fit", *configs[0], *configs[1], "--print_config"])
+    assert f"hue_unit: {unit}" in capsys.readouterr().out
+
+
 def test_the_own_method_of_the_page_trains(tmp_path, monkeypatch, capsys, caplog):
     page = (ROOT / "docs/extending.md").read_text()
     (tmp_path / "my_methods.py").write_text(re.search(r"```python\n(.*?)```", page, re.S)[1])

@@ -14,7 +14,7 @@ from rich.console import Console
 from lightning_uda.callbacks.iou_table import append_row
 from lightning_uda.cli import main
 from lightning_uda.networks import CaffeDeepLabV2, DeepLabV2
-from lightning_uda.report import ReportError, Run, build_report, format_table, load_runs, report
+from lightning_uda.report import ReportError, build_report, format_table, load_runs, report
 from lightning_uda.report.settings import settings_lines, settings_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -172,7 +172,7 @@ TWO, FOUR = "6, 12 (two of four, reference)", "6, 12, 18, 24 (all four)"
 )  # fmt: skip
 def test_settings_say_what_was_taken_over_from_the_published_program(tmp_path, optimizer, network, expected):
     folder = write_run(tmp_path / "a", (20.0, 30.0), optimizer=optimizer, network=network)
-    settings = settings_of(load_runs([folder])[0])
+    settings = settings_of(load_runs([folder])[0].config)
     assert (settings["optimiser"], settings.get("ASPP branches")) == expected
     text = page_of(build_report([folder], tmp_path / "report.html")).text
     assert all(value in text for value in expected if value)
@@ -192,7 +192,7 @@ def test_the_reference_preset_differs_in_the_optimiser_only(pair, capsys):
             main(["fit", "--config", str(CONFIGS / f"experiment/{pair}/{name}.yaml"), "--print_config"])
         configs.append(yaml.safe_load(capsys.readouterr().out))
         assert configs[-1].pop("name") == f"{pair}/{name}"
-    clean, reference = (settings_of(Run(Path(), "", config, [], [])) for config in configs)
+    clean, reference = (settings_of(config) for config in configs)
     assert clean == {"optimiser": "SGD, one update per step (clean)", "ASPP branches": TWO}
     assert reference == {"optimiser": "RepeatedSGD, 1/3/4 updates per step (reference)", "ASPP branches": TWO}
     optimizers = [config["model"]["init_args"].pop("optimizer")["init_args"] for config in configs]

@@ -115,6 +115,7 @@ def test_the_command_prints_writes_and_keeps_older_files(tmp_path, monkeypatch):
     text = console.file.getvalue()
     assert "Rome (10 folds)" in text
     assert "Rome: 8 of 10 folds; missing: 8, 9." in text
+    assert "optimiser: not recorded" in text
     assert text.splitlines()[-1] == str(output)
 
 
@@ -215,4 +216,6 @@ def test_the_loop_of_the_documentation(tmp_path, monkeypatch):
         ("Tokyo", "pooled"),
     ]
     (one,) = load_folds(sorted(Path("runs/nthu").iterdir()))
+    assert len(one.settings) == 1
+    assert "one update per step (clean)" in one.settings[0]
     assert one.notes == ("Tokyo: 2 of 10 folds; missing: 1, 2, 3, 4, 5, 6, 8, 9.",)

@@ -19,7 +19,7 @@ class AdaptBatchNorm(Callback):
 
     Args:
         num_images: Target images to estimate from, evenly spread over the set; all if there are fewer.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch; those of different sizes among them make batches of their own.
 
     Raises:
         ValueError: If a number is below 1.
@@ -58,8 +58,9 @@ class AdaptBatchNorm(Callback):
             layer.reset_running_stats()
             layer.momentum = None  # the mean over all batches
             layer.train()
-        for batch in self._loader(trainer):
-            network(batch["image"].to(pl_module.device).float() / 255)
+        for batches in self._loader(trainer):
+            for batch in batches:
+                network(batch["image"].to(pl_module.device).float() / 255)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
             layer.eval()

@@ -109,7 +109,7 @@ class LongTailStatistics(Callback):
             raise ValueError(
                 f"LongTailStatistics: found {len(chosen)} long-tail classes {[statistics.classes[c] for c in chosen]}, "
                 f"but {type(pl_module).__name__} pastes {k} different ones per step (long_tail_k). Give at least {k} "
-                "by num_classes or classes, or lower long_tail_k."
+                "by model.long_tail_classes (or num_classes or classes of LongTailStatistics), or lower long_tail_k."
             )
         images = {c: statistics.images_with(c) for c in chosen}
         data.feed("tail", lambda: self._stream(data, images, k, data.batch_size * trainer.world_size))

@@ -185,14 +185,17 @@ class UDADataModule(LightningDataModule):
         return self._evaluation_loader(images, batch_size=1)
 
     def target_dataloader(self, num_images: int, batch_size: int) -> DataLoader[Any]:
-        """Target training images in the geometry of evaluation, without labels: `num_images` evenly spread ones."""
+        """Target training images in the geometry of evaluation, without labels: `num_images` evenly spread ones.
+
+        Gives lists of batches: one batch, or one for each size among `batch_size` images.
+        """
         images = EvaluationImages(self._require("target"), self.eval_transform, None)
         chosen = np.unique(np.linspace(0, len(images) - 1, min(num_images, len(images))).round().astype(int))
         return DataLoader(
             Subset(images, chosen.tolist()),
             batch_size=batch_size,
             num_workers=self.num_workers,
-            collate_fn=collate_evaluation,
+            collate_fn=_collate_by_size,
             pin_memory=self._pin_memory,
         )
 
@@ -349,3 +352,10 @@ def collate_evaluation(items: list[dict[str, Any]]) -> dict[str, Tensor | list[A
     batch: Mapping[str, Tensor] = collate("evaluation", arrays)
     lists: dict[str, list[Any]] = {key: [item[key] for item in items] for key in ("name", "size") if key in items[0]}
     return {**batch, **lists}
+
+
+def _collate_by_size(items: list[dict[str, Any]]) -> list[dict[str, Tensor | list[Any]]]:
+    by_size: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for item in items:
+        by_size.setdefault(item["image"].shape, []).append(item)
+    return [collate_evaluation(alike) for alike in by_size.values()]

@@ -37,9 +37,9 @@ def long_tail_classes(statistics: ClassStatistics, num_classes: int, names: Sequ
     if names is None:
         if num_classes > (held := int((images > 0).sum())):
             raise ValueError(
-                f"LongTailStatistics.num_classes: found {num_classes}, but the source labels hold {held} of the "
-                f"{len(images)} classes; expected a number up to {held}. Lower it, or mend the class map "
-                "of data.source."
+                f"Long-tail classes, num_classes: found {num_classes}, but the source labels hold {held} of the "
+                f"{len(images)} classes; expected a number up to {held}. Lower it (model.long_tail_classes of DSP, or "
+                "LongTailStatistics.num_classes), or mend the class map of data.source."
             )
         return statistics.least_frequent(num_classes)
     if unknown := sorted(set(names) - set(statistics.classes)):

@@ -22,8 +22,9 @@ def upsampling_adjoint(weights: Tensor, size: tuple[int, int]) -> Tensor:
         Weights of the features, float (N, h, w).
     """
     rows, columns = (
-        F.interpolate(torch.eye(n, device=weights.device)[None], size=wanted, mode="linear", align_corners=True)[0]
+        F.interpolate(eye, size=wanted, mode="linear", align_corners=True)[0]
         for n, wanted in zip(size, weights.shape[-2:], strict=True)
+        for eye in (torch.eye(n, dtype=torch.float32, device=weights.device)[None],)
     )
     return rows @ weights.float() @ columns.T
 
@@ -67,7 +68,7 @@ class FeatureAlignment(nn.Module):
         self.channels = channels
         self.seed = seed
         self.weights = weights
-        self.c1: nn.Module = nn.Identity()
+        self.c1: nn.Linear | None = None
 
     def set_features(self, feature_channels: int) -> None:
         """Makes the projection, N(0, 0.01^2); the method calls it once with the network's number of channels."""
@@ -98,6 +99,9 @@ class FeatureAlignment(nn.Module):
             Scalar, float32.
         """
         with full_precision(source.device):
-            paste = mmd(*(self.c1(masked_mean(features, soft_mask)) for features in (target, source)))
-            whole = mmd(*(self.c1(features.float().mean(dim=(2, 3))) for features in (target, source)))
+            paste = mmd(self._project(masked_mean(target, soft_mask)), self._project(masked_mean(source, soft_mask)))
+            whole = mmd(self._project(target.float().mean(dim=(2, 3))), self._project(source.float().mean(dim=(2, 3))))
             return self.weight * (paste + whole)
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        return pooled if self.c1 is None else F.linear(pooled, self.c1.weight.float())

@@ -26,7 +26,7 @@ from lightning_uda.mixing import ClassMask, PasteMask, paste, paste_tail, soft_p
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.optim import Poly, Schedule
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting, pseudo_label
-from lightning_uda.translation import RadianAugmentation, Translation
+from lightning_uda.translation import StrongAugmentation, Translation
 
 
 class DSP(TeacherModule):
@@ -72,7 +72,7 @@ class DSP(TeacherModule):
         consistency: Consistency = ConfidenceConsistency(),
         feature_alignment: FeatureAlignment | None = FeatureAlignment(),
         pixel_weighting: PixelWeighting = BatchConfidence(threshold=0.968),
-        augmentation: Translation | None = RadianAugmentation(),
+        augmentation: Translation | None = StrongAugmentation(hue_unit="radians"),
         paste_mask: PasteMask = ClassMask(),
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(
             params, lr=2.5e-4, momentum=0.9, weight_decay=5e-4
@@ -140,7 +140,9 @@ class DSP(TeacherModule):
             losses["loss_feature"] = self.feature_alignment(source_features, target_features, soft_mask)
 
         self.log_step({**losses, "pixel_weight": pixel_weights.mean(), **self._tail_share(batch)})
-        mixed = {"image": target_mixed, "mask": target_mixed_mask, "pixel_weights": pixel_weights}
+        weights, pseudo_weights = self.consistency.weights(pixel_weights, paste_mask, self.beta)
+        shown_weights = weights if pseudo_weights is None else weights + pseudo_weights
+        mixed = {"image": target_mixed, "mask": target_mixed_mask, "pixel_weights": shown_weights}
         return {"loss": torch.stack(list(losses.values())).sum(), "mixed": mixed}
 
     def composite_patch(

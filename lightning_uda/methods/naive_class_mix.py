@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -67,9 +68,9 @@ class NaiveClassMix(TeacherModule):
         self.pixel_weighting = pixel_weighting
         self.augmentation = augmentation
         self.paste_mask = paste_mask
-        self.alignment = alignment
-        if alignment is not None:
-            alignment.set_classes(network.num_classes)
+        self.alignment = copy.deepcopy(alignment)
+        if self.alignment is not None:
+            self.alignment.set_classes(network.num_classes)
 
     def configure_callbacks(self) -> list[Callback]:
         """Those of a teacher, and an `AlignmentPrior` for an alignment."""

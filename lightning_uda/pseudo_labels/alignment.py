@@ -54,7 +54,7 @@ class DistributionAlignment(nn.Module):
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(newest)
             newest /= torch.distributed.get_world_size()
-        self.history.index_copy_(0, self.batches % self.window, newest)
+        self.history.index_copy_(0, self.batches % self.window, newest.to(self.history.dtype))
         self.batches += 1
         seen = self.history.sum(0) / self.batches.clamp(max=self.window)
         aligned = probs * (self.prior / seen.clamp(min=1e-8)).view(1, -1, 1, 1)

@@ -20,6 +20,7 @@ from lightning_uda.data.datasets.nthu import FOLDS
 from lightning_uda.data.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
 from lightning_uda.metrics import FoldScores, iou_per_class, mean_label, read_confusion, score_folds
 from lightning_uda.report.runs import ReportError, class_name, init_args
+from lightning_uda.report.settings import settings_text
 
 _FILES = ("confusion_val.csv", "confusion_test.csv")
 _MEANS = {"mean of folds": "mean_of_folds", "mean of folds, absent as 0": "mean_of_folds_absent_zero"}
@@ -71,6 +72,7 @@ class FoldedSet:
         names: Names of the M folds, ascending.
         confusions: Integer (M, C, C), one matrix for each fold; rows are ground truth.
         notes: What has to be known about the scores, such as a missing fold.
+        settings: How its runs updated their parameters, in words, once for all that share it.
     """
 
     title: str
@@ -78,6 +80,7 @@ class FoldedSet:
     names: tuple[str, ...]
     confusions: Tensor
     notes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
     def scores(self) -> dict[str, FoldScores]:
         """Scores over all classes as `miou`, and over each subset as `miou_<subset>`, in [0, 1]."""
@@ -101,6 +104,8 @@ def report_folds(runs: Sequence[Path], output: Path) -> None:
     console.print(folds_table(sets))
     for note in (note for one in sets for note in one.notes):
         console.print(note, style="yellow", highlight=False, markup=False)
+    for line in dict.fromkeys(line for one in sets for line in one.settings):
+        console.print(line, style="dim", highlight=False, markup=False)
     console.print(str(write_folds(sets, output)), soft_wrap=True, highlight=False, markup=False)
 
 
@@ -230,6 +235,7 @@ def _folded_set(title: str, folds: Sequence[Fold]) -> FoldedSet:
         names=tuple(_short_name(fold) if fold.number is None else str(fold.number) for fold in ordered),
         confusions=torch.stack([fold.confusion for fold in ordered]),
         notes=(*_missing(title, ordered), *(note for fold in ordered for note in _adapted_to_scored(fold))),
+        settings=tuple(dict.fromkeys(settings_text(fold.config) for fold in ordered)),
     )
 
 

@@ -82,7 +82,7 @@ def _card(run: Run, first: Run, color: str) -> dict[str, Any]:
         "method": class_name(run.config.get("model")),
         "data": " → ".join(sets),
         "network": describe(model.get("network")),
-        **settings_of(run),
+        **settings_of(run.config),
         "steps": f"{run.max_steps or run.last_step}" if run.finished else steps,
         "seed": "" if seed is None else str(seed),
         "time": _duration(run),

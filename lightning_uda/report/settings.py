@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning_uda.report.runs import Run, class_name, init_args
 
@@ -13,15 +14,18 @@ _REPEATED_UPDATES = {"CaffeDeepLabV2": "1/3/4 updates per step (reference)", "De
 _BRANCHES = {(6, 12): " (two of four, reference)", (6, 12, 18, 24): " (all four)"}
 
 
-def settings_of(run: Run) -> dict[str, str]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     """How a run updated its parameters and which ASPP branches its classifier summed.
 
     The published program updates a parameter 1, 3 or 4 times per step and sums two of DeepLab-v2's four branches.
 
+    Args:
+        config: Content of the run's `config.yaml`; empty if there is none.
+
     Returns:
         "optimiser" and "ASPP branches"; the latter only of a network that has them.
     """
-    model = init_args(run.config.get("model"))
+    model = init_args(config.get("model"))
     network = model.get("network")
     settings = {"optimiser": _optimizer(model.get("optimizer"), class_name(network))}
     dilations = init_args(network).get("dilations")
@@ -30,12 +34,16 @@ def settings_of(run: Run) -> dict[str, str]:
     return settings
 
 
+def settings_text(config: Mapping[str, Any]) -> str:
+    """The settings of a config in words."""
+    return "; ".join(f"{name}: {value}" for name, value in settings_of(config).items())
+
+
 def settings_lines(runs: Sequence[Run]) -> list[str]:
     """The settings in words, one line for all runs that share them."""
     titles: dict[str, list[str]] = {}
     for run in runs:
-        text = "; ".join(f"{name}: {value}" for name, value in settings_of(run).items())
-        titles.setdefault(text, []).append(run.title)
+        titles.setdefault(settings_text(run.config), []).append(run.title)
     if len(titles) == 1:
         return list(titles)
     return [f"{', '.join(names)}: {text}" for text, names in titles.items()]

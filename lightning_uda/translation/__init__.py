@@ -3,10 +3,9 @@
 from lightning_uda.translation.photometric import (
     ColorJitter,
     GaussianBlur,
-    RadianAugmentation,
     RandomApply,
     StrongAugmentation,
     Translation,
 )
 
-__all__ = ["ColorJitter", "GaussianBlur", "RadianAugmentation", "RandomApply", "StrongAugmentation", "Translation"]
+__all__ = ["ColorJitter", "GaussianBlur", "RandomApply", "StrongAugmentation", "Translation"]

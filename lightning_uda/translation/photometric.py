@@ -276,43 +276,30 @@ class StrongAugmentation(Translation):
     """What DACS does to mixed images: colour jitter, then blur, each behind a gate shared by the batch.
 
     Args:
-        jitter: The jitter; `None` leaves it out.
-        jitter_p: Probability of jittering.
-        blur: The blur; `None` leaves it out.
-        blur_p: Probability of blurring.
+        brightness: As in `ColorJitter`.
+        contrast: As in `ColorJitter`.
+        saturation: As in `ColorJitter`.
+        hue: As in `ColorJitter`.
+        hue_unit: As in `ColorJitter`.
+        jitter_p: Probability of jittering; 0 leaves it out.
+        sigma: As in `GaussianBlur`.
+        blur_p: Probability of blurring; 0 leaves it out.
     """
 
     def __init__(
         self,
-        jitter: Translation | None = ColorJitter(),
+        brightness: float = 0.25,
+        contrast: float = 0.25,
+        saturation: float = 0.25,
+        hue: float = 0.25,
+        hue_unit: Literal["turns", "radians"] = "turns",
         jitter_p: float = 0.8,
-        blur: Translation | None = GaussianBlur(),
+        sigma: tuple[float, float] = (0.15, 1.15),
         blur_p: float = 0.5,
     ) -> None:
-        self.stages = [RandomApply(stage, p) for stage, p in ((jitter, jitter_p), (blur, blur_p)) if stage is not None]
+        self.jitter = RandomApply(ColorJitter(brightness, contrast, saturation, hue, hue_unit), jitter_p)
+        self.blur = RandomApply(GaussianBlur(sigma), blur_p)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Augmented batch, float (N, 3, H, W) in [0, 1]."""
-        for stage in self.stages:
-            image = stage(image, generator)
-        return image
-
-
-class RadianAugmentation(StrongAugmentation):
-    """`StrongAugmentation` with hue shifts in radians, about a sixth of DACS's: what the program of DSP pins.
-
-    Args:
-        jitter: As in `StrongAugmentation`.
-        jitter_p: As in `StrongAugmentation`.
-        blur: As in `StrongAugmentation`.
-        blur_p: As in `StrongAugmentation`.
-    """
-
-    def __init__(
-        self,
-        jitter: Translation | None = ColorJitter(hue_unit="radians"),
-        jitter_p: float = 0.8,
-        blur: Translation | None = GaussianBlur(),
-        blur_p: float = 0.5,
-    ) -> None:
-        super().__init__(jitter, jitter_p, blur, blur_p)
+        return self.blur(self.jitter(image, generator), generator)

@@ -1,11 +1,12 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_uda.callbacks import AdaptBatchNorm
 from lightning_uda.methods import AdaBN, SourceOnly
-from tests.fixtures.tiny import TinyNetwork, tiny_data, tiny_network
+from tests.fixtures.tiny import TinyDataset, TinyNetwork, tiny_data, tiny_network
 from tests.methods.test_dacs import QUIET
 
 
@@ -44,23 +45,40 @@ def test_training_and_checkpoints_are_those_of_source_only(tmp_path):
             val_check_interval=2,
             check_val_every_n_epoch=None,
             default_root_dir=folder,
-            **{**QUIET, "enable_checkpointing": False},
+            callbacks=[ModelCheckpoint(dirpath=folder, filename="{step}", monitor="val/miou", save_top_k=-1)],
+            **{**QUIET, "enable_checkpointing": True},
         )
         module = method(tiny_network(), "camvid")
         trainer.fit(module, datamodule=tiny_data())
-        return module.state_dict(), trainer.callback_metrics["val/miou"]
+        kept = [torch.load(folder / f"step={step}.ckpt", weights_only=True)["state_dict"] for step in (2, 4)]
+        return [module.state_dict(), *kept], trainer.callback_metrics["val/miou"]
 
     plain, plain_miou = train(SourceOnly, tmp_path / "a")
     adapted, adapted_miou = train(AdaBN, tmp_path / "b")
-    names = [name for name in plain if name.startswith("student")]
-    assert all(torch.equal(plain[name], adapted[name]) for name in names)
+    for without, with_callback in zip(plain, adapted, strict=True):
+        names = [name for name in without if name.startswith("student")]
+        assert names
+        assert all(torch.equal(without[name], with_callback[name]) for name in names)
     assert plain_miou != adapted_miou
 
 
 def test_images_are_spread_over_the_set():
     data = tiny_data()
-    names = [name for batch in data.target_dataloader(3, 2) for name in batch["name"]]
+    names = [name for batches in data.target_dataloader(3, 2) for batch in batches for name in batch["name"]]
     assert names == ["tiny_2_0", "tiny_2_3", "tiny_2_6"]
+
+
+class TwoSizes(TinyDataset):
+    def load_image(self, index):
+        return super().load_image(index)[: 16 if index % 2 else None]
+
+
+def test_images_of_different_sizes_make_batches_of_their_own():
+    data = tiny_data(target=TwoSizes(seed=2))
+    shapes = [[tuple(batch["image"].shape) for batch in batches] for batches in data.target_dataloader(4, 4)]
+    assert len(shapes[0]) == 2
+    assert {shape[0] for shape in shapes[0]} == {2}
+    Trainer(callbacks=[AdaptBatchNorm()], **QUIET).validate(SourceOnly(tiny_network(), "camvid"), datamodule=data)
 
 
 def test_what_cannot_work_is_refused():

@@ -1,18 +1,21 @@
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader
 
 from lightning_uda.data.datasets.base import DatasetError
-from lightning_uda.data.label_spaces import CAMVID, CAMVID_IDS, CITYSCAPES16
+from lightning_uda.data.label_spaces import CAMVID, CAMVID_IDS, CITYSCAPES, CITYSCAPES16
 from lightning_uda.data.long_tail import TailStream, long_tail_classes
 from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.streams import LabelReader, PairedStreams, Stream, collate
 from lightning_uda.data.transforms import TrainTransform
 from tests.fixtures.tiny import TinyDataset
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SYNTHIA_IMAGES = (
     9396, 9400, 9397, 3952, 7497, 9394, 6383, 8863, 9167, 8841, 9398, 9354, 9008, 7204, 7881, 9360,
 )  # fmt: skip
@@ -80,11 +83,19 @@ def same(first, second):
 # which classes
 
 
-def test_the_four_rarest_classes_of_synthia():
+def test_the_four_rarest_classes_of_synthia(golden):
     statistics = made_of_images(SYNTHIA_IMAGES, 9400)
     chosen = long_tail_classes(statistics, 4)
     assert [statistics.classes[c] for c in chosen] == ["wall", "traffic light", "bus", "fence"]
-    assert sorted(chosen) == [3, 4, 6, 13]
+    assert sorted(chosen) == golden("dacs_label_maps")["long_tail_synthia16_code"].tolist()
+
+
+def test_the_papers_classes_of_gta5_are_a_preset(golden):
+    config = yaml.safe_load((CONFIGS / "experiment/gta5_to_cityscapes/dsp_paper_classes.yaml").read_text())
+    names = config["model"]["init_args"]["long_tail_classes"]
+    assert [CITYSCAPES.classes.index(name) for name in names] == golden("dacs_label_maps")[
+        "long_tail_gta_paper"
+    ].tolist()
 
 
 def test_classes_can_be_named():

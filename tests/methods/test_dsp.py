@@ -97,6 +97,8 @@ def test_training_step_is_the_paper(step):
     for mine, theirs in expected.items():
         assert logged[mine].item() == pytest.approx(g[theirs].item(), rel=1e-5), mine
     assert logged["tail_classes"].item() == 2
+    share, opacity = g["lambda_batch"].item(), 0.8 * (g["merged_mask"] > 0).float()
+    assert torch.allclose(output["mixed"]["pixel_weights"], opacity + (1 - opacity) * share)
     assert output["loss"].item() == pytest.approx(sum(g[expected[k]].item() for k in list(expected)[:4]), rel=1e-5)
     assert torch.allclose(logits[1].grad, g["grad_consistency_confidence_weighted"], rtol=0, atol=1e-7)
     assert torch.allclose(logits[2].grad, g["grad_soft_seg_mean_over_valid"], rtol=0, atol=1e-7)
@@ -147,9 +149,11 @@ class Losses(Callback):
         self.logged = dict(trainer.logged_metrics)
 
 
-def run(steps=3, seed=0, callbacks=(), **kwargs):
+def run(steps=3, seed=0, callbacks=(), precision="32-true", **kwargs):
     module = DSP(tiny_network(), "camvid", schedule=Constant(), seed=seed, **kwargs)
-    trainer = Trainer(max_steps=steps, callbacks=[Losses(), *callbacks], log_every_n_steps=1, **QUIET)
+    trainer = Trainer(
+        max_steps=steps, callbacks=[Losses(), *callbacks], log_every_n_steps=1, precision=precision, **QUIET
+    )
     trainer.fit(module, datamodule=tiny_data(val=None))
     return torch.cat([p.detach().flatten() for p in module.student.parameters()]), trainer
 
@@ -165,6 +169,13 @@ def test_parts_change_the_run_and_the_seed_decides_it():
     ]
     assert len({tuple(weights.tolist()) for weights, _ in runs}) == len(runs)
     assert torch.equal(runs[0][0], run(callbacks=tail)[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_lower_precision_trains(precision):
+    weights, trainer = run(long_tail_k=0, precision=precision)
+    assert weights.isfinite().all()
+    assert all(value.isfinite() for value in trainer.callbacks[0].logged.values())
 
 
 def test_tail_classes_are_really_pasted():

@@ -70,7 +70,7 @@ def test_strong_augmentation_keeps_range_and_shape_and_may_lack_stages():
     result = StrongAugmentation(jitter_p=1, blur_p=1)(image, torch.Generator().manual_seed(0))
     assert result.shape == image.shape
     assert 0 <= result.min() < result.max() <= 1
-    assert torch.equal(StrongAugmentation(jitter=None, blur=None)(image, torch.Generator()), image)
+    assert torch.equal(StrongAugmentation(jitter_p=0, blur_p=0)(image, torch.Generator()), image)
 
 
 def test_wrong_ranges_are_refused():
