@@ -55,6 +55,7 @@ _QUIET = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the streams start at the trainer's step
     ".*isinstance.treespec, LeafSpec.*",
     "Experiment logs directory .* exists and is not empty",
+    "The dirpath has changed from",  # every run has a folder of its own
 )
 
 

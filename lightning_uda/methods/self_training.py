@@ -149,16 +149,16 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a path stands for: a file itself; of a run folder the last step of the latest version.
 
     Raises:
-        FileNotFoundError: If a folder holds none.
+        FileNotFoundError: If there is none.
     """
-    if not path.is_dir():
+    if path.is_file():
         return path
     versions = sorted(path.glob("version_*"), key=lambda folder: (len(folder.name), folder.name), reverse=True)
     candidates = [folder / "checkpoints" / "last.ckpt" for folder in (path, *versions)]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise FileNotFoundError(
-            f"{path}: found no checkpoints/last.ckpt in it or its versions. Train source-only there first (with a "
-            "ModelCheckpoint named `last`), or give a checkpoint file as model.source_checkpoint."
+            f"{path}: found no such file, and no checkpoints/last.ckpt in it or its versions. Train source-only there "
+            "first (with a ModelCheckpoint named `last`), or give a checkpoint file as model.source_checkpoint."
         )
     return found
