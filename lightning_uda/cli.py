@@ -123,7 +123,7 @@ class UDACLI(LightningCLI):
 
     def _starts_from_random_weights(self) -> bool:
         model = self.config[self.subcommand]["model"]["init_args"]
-        network = model["network"]["init_args"]
+        network = model["network"].get("init_args") or {}
         given = network.get("weights"), network.get("pretrained"), model.get("source_checkpoint")
         return "weights" in network and not any(given)
 
