@@ -54,7 +54,8 @@ table: $(TABLE)  ## MiniCity over the seeds SEEDS="0 1 2", mean and deviation; O
 
 runs/minicity/%/.done: | $(READY)
 	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
-	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity/$* $(OPTIONS)
+	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity/$* \
+	  --trainer.callbacks+=ConfusionWriter $(OPTIONS)
 	@touch $@
 
 ABLATION_ROWS := source_only mean_teacher naive_class_mix dacs dsp_hard_paste dsp_soft_paste dsp dsp_k0
