@@ -10,6 +10,7 @@ import argparse
 import statistics
 from pathlib import Path
 
+from lightning_uda.metrics import mean_label
 from lightning_uda.report import load_runs
 
 TITLES = {
@@ -52,7 +53,7 @@ def main() -> None:
     classes = {f"iou_{name}": name for name in first.classes}
     row(f"{len(chosen.seeds)} seeds", [TITLES[name] for name in chosen.rows])
     row("---", ["---"] * len(columns))
-    for column, label in (classes | {name: name.replace("miou", "mIoU") for name in first.means}).items():
+    for column, label in (classes | {name: mean_label(name) for name in first.means}).items():
         row(label, [cell([run.value(column) or 0.0 for run in runs]) for runs in columns])
     lost = [[sum((run.value(name) or 0.0) < 1 for name in classes) for run in runs] for runs in columns]
     row("classes below 1 %", [cell(counts) for counts in lost])
