@@ -72,7 +72,7 @@ class ConfidenceWeighting(PixelWeighting):
         share = self.share(confidence >= self.threshold)
         if self.scope == "whole_image":
             return share.expand_as(confidence)
-        return torch.maximum(share, paste_mask.float())  # `torch.where`, but several times as fast on a CPU
+        return torch.maximum(share, paste_mask)  # 1 on the mask, as `torch.where`, but several times as fast on a CPU
 
 
 class BatchConfidence(ConfidenceWeighting):
