@@ -8,17 +8,14 @@ import argparse
 import logging
 import types
 import warnings
-from pathlib import Path
 
 import torch
+from dsp_step import load
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from lightning_uda.cli import UDACLI, UDADataModule, UDAModule
 from lightning_uda.mixing import paste
-
-CONFIG = Path(__file__).parents[1] / "configs" / "experiment" / "minicity" / "dsp.yaml"
 
 
 def count(self, batch, batch_idx):
@@ -32,18 +29,7 @@ def count(self, batch, batch_idx):
 
 def shares(k, steps, options):
     """Pixel shares in % of the classes in source images and in mixes (2, 256), of uncovered pixels, and the names."""
-    cli = UDACLI(
-        UDAModule,
-        UDADataModule,
-        save_config_callback=None,
-        seed_everything_default=0,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        run=False,
-        args=["--config", str(CONFIG), "--model.long_tail_k", str(k), *options],
-    )
-    module = cli.model
+    module, data = load("dsp", "--model.long_tail_k", str(k), *options)
     module.counts, module.uncovered = torch.zeros(2, 256, dtype=torch.int64), []
     module.training_step = types.MethodType(count, module)
     trainer = Trainer(
@@ -54,7 +40,7 @@ def shares(k, steps, options):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=cli.datamodule)
+    trainer.fit(module, datamodule=data)
     counts = module.counts.double()
     return 100 * counts / counts.sum(1, keepdim=True), 100 * torch.stack(module.uncovered).mean(), module.label_space
 

@@ -65,8 +65,8 @@ class StepTimes(Callback):
         return [second - first for first, second in zip(self.ends, self.ends[1:], strict=False)][WARM_UP:]
 
 
-def load(method):
-    """Module and data of a MiniCity config."""
+def load(method, *options):
+    """Module and data of a MiniCity config, with options of `fit`."""
     cli = UDACLI(
         UDAModule,
         UDADataModule,
@@ -76,7 +76,7 @@ def load(method):
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         run=False,
-        args=["--config", str(CONFIGS / f"{method}.yaml")],
+        args=["--config", str(CONFIGS / f"{method}.yaml"), *options],
     )
     return cli.model, cli.datamodule
 

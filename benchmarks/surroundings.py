@@ -185,7 +185,7 @@ def mixing_sides(x: Inputs) -> tuple[Side, Side]:
     As in their steps: ours mixes bytes and converts the mix, the naive side gets floats.
     """
     weighting, hard = BatchConfidence(), x.paste_mask.long()
-    pair = theirs(x.source_image), theirs(x.target_image)
+    pair, source_mask = (theirs(x.source_image), theirs(x.target_image)), x.source_mask.byte()
     return (
         lambda: (
             naive.mix(*pair, hard),
@@ -194,7 +194,7 @@ def mixing_sides(x: Inputs) -> tuple[Side, Side]:
         ),
         lambda: (
             to_float(paste(x.source_image, x.target_image, x.paste_mask)),
-            paste(x.source_mask, x.pseudo_labels, x.paste_mask),
+            paste(source_mask, x.pseudo_labels.byte(), x.paste_mask).long(),
             weighting(x.confidence, x.paste_mask),
         ),
     )

@@ -79,7 +79,7 @@ class DACS(TeacherModule):
             mixed_image = to_float(paste(batch["source"]["image"], batch["target"]["image"], paste_mask))
             if self.augmentation is not None:
                 mixed_image = self.augmentation(mixed_image, generator)
-            mixed_mask = paste(source_mask, pseudo_labels, paste_mask)
+            mixed_mask = paste(batch["source"]["mask"], pseudo_labels.byte(), paste_mask).long()
             pixel_weights = self.pixel_weighting(confidence, paste_mask)
 
         loss_mixed = weighted_cross_entropy(self.student(mixed_image), mixed_mask, pixel_weights)

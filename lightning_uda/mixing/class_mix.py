@@ -39,11 +39,8 @@ def choose_half(presence: Tensor, generator: torch.Generator | None = None) -> T
     """
     scores = torch.rand(presence.shape, generator=generator, dtype=torch.float32)
     scores = scores.to(presence.device, non_blocking=True)
-    order = scores.masked_fill_(~presence, -1.0).argsort(dim=1, descending=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(presence.shape[1], device=order.device).expand_as(order)
-    )
-    return rank < (presence.sum(1, keepdim=True) + 1) // 2
+    rank = scores.masked_fill_(~presence, -1.0).argsort(dim=1, descending=True).argsort(dim=1)
+    return 2 * rank < presence.sum(1, keepdim=True)  # the first ceil(n / 2)
 
 
 def paste_mask_of(mask: Tensor, chosen: Tensor) -> Tensor:
@@ -85,10 +82,11 @@ def paste(foreground: Tensor, background: Tensor, paste_mask: Tensor) -> Tensor:
     Returns:
         The mix, of the same shape.
     """
-    if foreground.ndim == 3:
-        return torch.where(paste_mask, foreground, background)
-    # Exact with weights of 0 and 1 (integers wrap around), and faster on a CPU, where `torch.where` isn't vectorised.
-    weight = paste_mask.unsqueeze(1).to(foreground.dtype)
+    mask = paste_mask if foreground.ndim == 3 else paste_mask.unsqueeze(1)
+    # The first two are exact with weights of 0 and 1 (bytes wrap around), and faster on a CPU: `torch.where` isn't
+    # vectorised there.
     if foreground.is_floating_point():
-        return background.lerp(foreground, weight)
-    return background.addcmul(foreground - background, weight)
+        return background.lerp(foreground, mask.to(foreground.dtype))
+    if foreground.dtype == torch.uint8:
+        return background.addcmul(foreground - background, mask.to(torch.uint8))
+    return torch.where(mask, foreground, background)
