@@ -69,7 +69,7 @@ ablation: $(ABLATION:%=runs/minicity/%) $(ABLATION:%=runs/minicity_bn/%)  ## The
 runs/minicity_bn/%/.done: runs/minicity/%/.done | $(READY)
 	$(BIN)/lightning-uda validate --config configs/experiment/minicity/$(notdir $*).yaml \
 	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity_bn/$* \
-	  --ckpt_path "$$(ls -t runs/minicity/$*/version_*/checkpoints/last.ckpt | head -1)" --trainer.callbacks+=AdaptBatchNorm
+	  --ckpt_path "$$(ls -t runs/minicity/$*/version_*/checkpoints/last.ckpt | head -1)" --trainer.callbacks+=AdaptBatchNorm $(OPTIONS)
 	@touch $@
 
 ROUND_ROWS := st cbst cbst_sp

@@ -21,10 +21,10 @@ def upsampling_adjoint(weights: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         Weights of the features, float (N, h, w).
     """
+    eyes = (torch.eye(n, dtype=torch.float32, device=weights.device)[None] for n in size)
     rows, columns = (
         F.interpolate(eye, size=wanted, mode="linear", align_corners=True)[0]
-        for n, wanted in zip(size, weights.shape[-2:], strict=True)
-        for eye in (torch.eye(n, dtype=torch.float32, device=weights.device)[None],)
+        for eye, wanted in zip(eyes, weights.shape[-2:], strict=True)
     )
     return rows @ weights.float() @ columns.T
 
