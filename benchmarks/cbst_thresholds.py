@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lightning_uda.losses.cross_entropy import upsample
-from lightning_uda.pseudo_labels import LogitHistogram, RadixSelect, assign_pseudo_labels, resize_prior
+from lightning_uda.resize import upsample
+from lightning_uda.self_training import LogitHistogram, RadixSelect, assign_pseudo_labels, resize_prior
 
 NUM_CLASSES = 19
 PORTION = Decimal("0.2")

@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 
 from lightning_uda.data.cache import CachedDataset, build_caches
-from lightning_uda.data.datasets.folder import FolderDataset
-from lightning_uda.data.datasets.minicity import MiniCity
-from lightning_uda.data.label_spaces import CITYSCAPES, CITYSCAPES_IDS
 from lightning_uda.data.streams import LabelReader, Stream
-from lightning_uda.data.transforms import Interpolation, TrainTransform, resize_image, resize_label
+from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.datasets.folder import FolderDataset
+from lightning_uda.datasets.minicity import MiniCity
+from lightning_uda.label_spaces import CITYSCAPES, CITYSCAPES_IDS
+from lightning_uda.resize import Interpolation, resize_image, resize_label
 
 CROP = 512
 MEAN_BGR = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)

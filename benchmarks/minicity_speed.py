@@ -5,7 +5,7 @@ import time
 
 import cv2
 
-from lightning_uda.data.datasets.minicity import MiniCity
+from lightning_uda.datasets.minicity import MiniCity
 
 
 def images_per_second(style, size, count):

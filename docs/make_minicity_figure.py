@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.patches import Patch
 from PIL import Image
 
-from lightning_uda.data.datasets.minicity import MiniCity
-from lightning_uda.data.label_spaces import CITYSCAPES
+from lightning_uda.datasets.minicity import MiniCity
+from lightning_uda.label_spaces import CITYSCAPES
 
 OUTPUT = Path(__file__).parent / "images" / "minicity.png"
 SIZE = (144, 288)

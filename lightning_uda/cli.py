@@ -25,15 +25,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from rich.text import Text
 
 import lightning_uda.callbacks
-import lightning_uda.data.datasets
+import lightning_uda.datasets
 import lightning_uda.methods
 import lightning_uda.networks
 import lightning_uda.optim  # noqa: F401  importing the rooms makes their classes known by their short names
 from lightning_uda.callbacks import IoUTable, PredictionWriter, StepProgressBar
 from lightning_uda.data.check import print_report, scan
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.data.datasets.base import DatasetError, Problem
-from lightning_uda.data.label_spaces import num_classes
+from lightning_uda.data.dataset import DatasetError, Problem
+from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
 from lightning_uda.networks import WeightsError
 
@@ -177,7 +177,7 @@ def main(args: Sequence[str] | None = None) -> None:
         elif arguments[:1] == ["folds"]:
             pool_folds(arguments[1:])
         elif arguments[:1] == ["sweep"]:
-            from lightning_uda.sweep import sweep_runs  # brings matplotlib, which training doesn't need
+            from lightning_uda.commands.sweep import sweep_runs  # brings matplotlib, which training doesn't need
 
             sweep_runs(arguments[1:])
         else:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightning_uda.cli import run_trainer
-from lightning_uda.data.label_spaces import CAMVID
+from lightning_uda.label_spaces import CAMVID
 from tests.fixtures.official_layouts import make_bdd100k, make_cityscapes, make_gta5, make_nthu, make_synthia
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from lightning_uda.cli import main
-from lightning_uda.data.label_spaces import CITYSCAPES, NTHU13
+from lightning_uda.label_spaces import CITYSCAPES, NTHU13
 from lightning_uda.metrics import iou_per_class, merge_predictions, write_confusion
 from lightning_uda.report import ReportError
 from lightning_uda.report.folds import folds_table, load_folds, report_folds, write_folds
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 def write_run(folder, confusion, *, city="rome", stage="val", classes=CITYSCAPES.classes, target=None, **dataset):
     """A run folder as an evaluation of NTHU with `ConfusionWriter` leaves it."""
     arguments = {"root": "data/nthu", "city": city, "split": "score", "fold": 0, "fold_seed": 0} | dataset
-    node = {"class_path": "lightning_uda.data.datasets.NTHU", "init_args": arguments}
+    node = {"class_path": "lightning_uda.datasets.NTHU", "init_args": arguments}
     data = {"label_space": "cityscapes", "val": node} | ({"target": {**node, "init_args": target}} if target else {})
     folder.mkdir(parents=True)
     config = {"data": {"class_path": "pkg.UDADataModule", "init_args": data}}

@@ -15,7 +15,7 @@ from lightning_uda.callbacks.prediction_writer import (
     TrainIds,
 )
 from lightning_uda.callbacks.progress_bar import StepProgressBar
-from lightning_uda.callbacks.self_training_rounds import SelfTrainingRounds
+from lightning_uda.self_training.rounds import SelfTrainingRounds
 
 __all__ = [
     "AdaptBatchNorm",

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lightning_uda.data.label_spaces import LabelSpace
+from lightning_uda.label_spaces import LabelSpace
 
 Array = npt.NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lightning_uda.data.label_spaces import LabelSpace
+from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.metrics import at_size, iou_per_class, mean_iou, mean_label
 
 IOU_FILE = "iou.csv"

@@ -20,11 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_uda.callbacks.image_panels import log_image
-from lightning_uda.data.cache import replace_file
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.data.label_spaces import LabelSpace
 from lightning_uda.data.long_tail import TailStream, long_tail_classes
 from lightning_uda.data.statistics import ClassStatistics, class_statistics
+from lightning_uda.files import replace_file
+from lightning_uda.label_spaces import LabelSpace
 
 STATISTICS_FILE = "class_statistics.csv"
 """Name of the table in a run folder: class, images, images_percent, pixels_percent, tail (yes or no)."""

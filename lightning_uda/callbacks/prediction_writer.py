@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from lightning_uda.data.label_spaces import CITYSCAPES_IDS, LabelSpace
+from lightning_uda.label_spaces import CITYSCAPES_IDS, LabelSpace
 
 Array = npt.NDArray[np.uint8]
 

@@ -12,41 +12,30 @@ import logging
 import math
 import mmap
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import track
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
-from lightning_uda.data.datasets.files import decode_png
-from lightning_uda.data.transforms import Interpolation, resize_image, resize_label
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows: two builds then do the same work twice, to the same end
-    fcntl = None  # type: ignore[assignment]
+from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.decoding import decode_png
+from lightning_uda.files import HAS_LOCKS, PARTIAL, free_bytes, gigabytes, locked, replace_file, shown, usable_cores
+from lightning_uda.resize import Interpolation, resize_image, resize_label
 
 UInt8 = npt.NDArray[np.uint8]
 CacheFormat = Literal["png", "memmap"]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 _VERSION = 1  # to be raised when resizing or a format changes
 _SAMPLED = 8  # images encoded to estimate the size of a set
 _SAFETY = 1.1  # by which the rest may be larger than the sampled ones
-_PARTIAL = ".part"
 _PNG_PARAMETERS = {
     3: (  # photographs: pixel differences to the row above, Huffman coded; smaller and faster to read than level 1
         *(cv2.IMWRITE_PNG_COMPRESSION, 1),
@@ -161,64 +150,7 @@ def build_caches(datasets: Iterable[CachedDataset], workers: int | None = None, 
             lock.touch()
         with locked(lock):
             store.remove_partial_files()
-            _write_all(store, store.missing(), _cores() if workers is None else workers, progress)
-
-
-def parallel_map(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    title: str,
-    workers: int | None = None,
-    progress: bool = True,
-) -> list[Result]:
-    """Calls a function for every item in threads, under a progress bar on stderr; the first error stops the rest.
-
-    Args:
-        function: What to call; only what leaves Python's global lock runs side by side.
-        items: Its arguments.
-        title: Text before the bar.
-        workers: Threads; `None` takes Python's default for the machine.
-        progress: Whether to show the bar.
-
-    Returns:
-        The results in the order of the items.
-    """
-    pool = ThreadPoolExecutor(workers)
-    try:
-        return list(_shown(pool.map(function, items), title, len(items), progress))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keeps other processes out of a block until it is left.
-
-    The lock belongs to the open file, not to the file's existence: the system takes it from a process that dies, so
-    none is ever left behind.
-
-    Args:
-        path: Lock file; made if needed, and left where it is.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        _lock(file)
-        yield
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file aside and renames it, so that nobody ever sees half of it.
-
-    Args:
-        path: The file.
-        write: Writes the content to the path it is given.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            _write_all(store, store.missing(), usable_cores() if workers is None else workers, progress)
 
 
 # Files
@@ -330,7 +262,7 @@ class _Store:
 
     def remove_partial_files(self) -> None:
         """Clears up after a build that was killed; only for the holder of the lock, so not where there are no locks."""
-        for path in self.folder.glob(f"*{_PARTIAL}") if fcntl is not None else ():
+        for path in self.folder.glob(f"*{PARTIAL}") if HAS_LOCKS else ():
             path.unlink()
 
     def bytes_needed(self) -> int:
@@ -381,19 +313,9 @@ def _write_all(store: _Store, indices: Sequence[int], workers: int, progress: bo
     writer, workers = _Writer(store, indices), min(workers, len(indices))
     own_generator = Generator()  # the global one must not feel whether a cache was built
     results = DataLoader(writer, batch_size=None, num_workers=workers, generator=own_generator)
-    for error in _shown(results, f"Caching {store.title}", len(indices), progress):
+    for error in shown(results, f"Caching {store.title}", len(indices), progress):
         if error is not None:
             raise error
-
-
-def _shown(results: Iterable[Result], title: str, count: int, progress: bool) -> Iterable[Result]:
-    """Results under a progress bar on stderr, if wanted."""
-    return track(results, title, count, console=Console(stderr=True), transient=True, disable=not progress)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folder_name(
@@ -407,10 +329,10 @@ def _folder_name(
 def _require_space(stores: Sequence[_Store]) -> None:
     needed = sum(store.bytes_needed() for store in stores)
     cache_dir = stores[0].folder.parent
-    if needed > (free := _free(cache_dir)):
+    if needed > (free := free_bytes(cache_dir)):
         raise DatasetError(
-            f"{cache_dir}: the cache needs about {_gigabytes(needed)} ({', '.join(store.title for store in stores)}), "
-            f"but only {_gigabytes(free)} are free. Make room, choose another `cache_dir`, or do without a cache "
+            f"{cache_dir}: the cache needs about {gigabytes(needed)} ({', '.join(store.title for store in stores)}), "
+            f"but only {gigabytes(free)} are free. Make room, choose another `cache_dir`, or do without a cache "
             '(`cache_dir: null`); cache_format "png" takes about a third of "memmap". Nothing was written.'
         )
 
@@ -422,26 +344,6 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DatasetError(
-            f"{folder}: the cache can't be written ({error}); {_gigabytes(_free(folder))} are free. Make room, mend "
-            "the permissions or choose another `cache_dir`; what is finished stays and is taken up by the next run."
+            f"{folder}: the cache can't be written ({error}); {gigabytes(free_bytes(folder))} are free. Make room, "
+            "mend the permissions or choose another `cache_dir`; what is finished stays and the next run takes it up."
         ) from error
-
-
-def _free(folder: Path) -> int:
-    """Free bytes on the disk of a folder that need not exist yet."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return shutil.disk_usage(there).free
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _lock(file: IO[str]) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        Console(stderr=True).print(f"Waiting for another process that builds {Path(file.name).parent}", soft_wrap=True)
-        fcntl.flock(file, fcntl.LOCK_EX)

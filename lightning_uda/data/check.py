@@ -17,9 +17,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
-from lightning_uda.data.datasets.files import file_problem, size_mismatch, unlisted_ids
-from lightning_uda.data.label_spaces import IGNORE_INDEX, LabelSpace
+from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.decoding import file_problem, size_mismatch, unlisted_ids
+from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 
 _LISTED_BEFORE_TRAINING = 10
 _LISTED_SIZES = 8

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from lightning_uda.data.cache import CachedDataset, CacheFormat, build_caches
 from lightning_uda.data.check import require_usable
-from lightning_uda.data.datasets.base import DatasetError, SegmentationDataset
-from lightning_uda.data.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_space
+from lightning_uda.data.dataset import DatasetError, SegmentationDataset
 from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, SampleStream, Stream, collate
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
+from lightning_uda.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_space
 
 _log = logging.getLogger(__name__)
 _STAGE_SETS = {"fit": ("source", "target", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}

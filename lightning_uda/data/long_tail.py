@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lightning_uda.data.datasets.base import SegmentationDataset
-from lightning_uda.data.label_spaces import IGNORE_INDEX
+from lightning_uda.data.dataset import SegmentationDataset
 from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.streams import LabelReader, Sample, collate
-from lightning_uda.data.transforms import TrainTransform, resize_label
+from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.resize import resize_label
 
 UInt8 = npt.NDArray[np.uint8]
 

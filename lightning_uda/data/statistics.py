@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lightning_uda.data.cache import locked, parallel_map, replace_file
-from lightning_uda.data.datasets.base import DatasetError, SegmentationDataset
-from lightning_uda.data.label_spaces import LabelSpace
+from lightning_uda.data.dataset import DatasetError, SegmentationDataset
+from lightning_uda.files import locked, parallel_map, replace_file
+from lightning_uda.label_spaces import LabelSpace
 
 CACHE_VARIABLE = "LIGHTNING_UDA_CACHE"
 """Environment variable that names the folder for counts when no `cache_dir` is given."""

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_uda.data.datasets.base import DatasetError, SegmentationDataset
-from lightning_uda.data.label_spaces import UNKNOWN_INDEX
+from lightning_uda.data.dataset import DatasetError, SegmentationDataset
 from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.label_spaces import UNKNOWN_INDEX
 
 Sample = dict[str, npt.NDArray[np.uint8]]
 

@@ -3,56 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
-from lightning_uda.data.datasets.base import DatasetError
-from lightning_uda.data.label_spaces import IGNORE_INDEX
-from lightning_uda.metrics.label_sizes import nearest_indices
+from lightning_uda.data.dataset import DatasetError
+from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.resize import Interpolation, resize_image, resize_label
 
-Interpolation = Literal["bilinear", "bicubic"]
 UInt8 = npt.NDArray[np.uint8]
-
-
-def resize_image(image: UInt8, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> UInt8:
-    """Antialiased resizing as Pillow does it: bit-identical for bilinear halving, within two grey levels otherwise.
-
-    Args:
-        image: uint8 (H, W, 3).
-        size: Height and width wanted.
-        interpolation: "bilinear" or "bicubic".
-
-    Returns:
-        uint8 (*size, 3).
-    """
-    if image.shape[:2] == size:
-        return image
-    batch = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0).permute(0, 3, 1, 2)  # channels last: faster
-    resized = F.interpolate(batch, size=size, mode=interpolation, antialias=True, align_corners=False)
-    return cast(UInt8, resized.squeeze(0).permute(1, 2, 0).contiguous().numpy())
-
-
-def resize_label(label: UInt8, size: tuple[int, int]) -> UInt8:
-    """Nearest-neighbour resizing of a label map by picking rows and columns, as Pillow picks them.
-
-    Args:
-        label: uint8 (H, W).
-        size: Height and width wanted.
-
-    Returns:
-        uint8 (*size).
-    """
-    if label.shape == size:
-        return label
-    rows, columns = (nearest_indices(found, wanted).numpy() for found, wanted in zip(label.shape, size, strict=True))
-    return label.take(rows, axis=0).take(columns, axis=1)  # several times faster than one index for both
 
 
 class TrainTransform:

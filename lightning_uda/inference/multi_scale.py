@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_uda.inference.policies import Inference, Scores, Size, WholeImage, resize_image
+from lightning_uda.inference.policies import Inference, Scores, WholeImage
+from lightning_uda.resize import Size, resize_images
 
 
 class MultiScale(Inference):
@@ -57,14 +58,14 @@ class MultiScale(Inference):
         """Mean probabilities or logits of all passes."""
         passes = [
             (self.base.scores(network, scaled.flip(-1) if mirrored else scaled), mirrored)
-            for scaled in (resize_image(image, _scaled(image, scale)) for scale in self.scales)
+            for scaled in (resize_images(image, _scaled(image, scale)) for scale in self.scales)
             for mirrored in ((False, True) if self.flip else (False,))
         ]
 
         def mean(size: Size) -> Tensor:
             total: Tensor | None = None
             for scores, mirrored in passes:
-                part = scores(size).float()
+                part = scores(size)
                 part = part.softmax(dim=1) if self.gives_probabilities else part
                 part = part.flip(-1) if mirrored else part
                 total = part if total is None else torch.add(total, part)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Size = tuple[int, int]
-"""Height and width."""
+from lightning_uda.resize import Size, resize_images, upsample
 
 Scores = Callable[[Size], Tensor]
-"""Gives class scores float (N, C, *size) for a height and width; the network has been run already."""
+"""Gives class scores float32 (N, C, *size) for a height and width; the network has been run already."""
 
 
 class Inference(ABC):
@@ -38,7 +36,7 @@ class Inference(ABC):
         """
 
     def __call__(self, network: nn.Module, image: Tensor, size: Size) -> Tensor:
-        """Class scores of a batch, float (N, C, *size); arguments as in `scores`."""
+        """Class scores of a batch, float32 (N, C, *size); arguments as in `scores`."""
         return self.scores(network, image)(size)
 
 
@@ -58,20 +56,6 @@ class WholeImage(Inference):
     def scores(self, network: nn.Module, image: Tensor) -> Scores:
         """Logits of the pass."""
         if self.resize is not None:
-            image = resize_image(image, self.resize)
+            image = resize_images(image, self.resize)
         logits = network(image)
-        return lambda size: resize_logits(logits, size, self.align_corners)
-
-
-def resize_image(image: Tensor, size: Size) -> Tensor:
-    """Antialiased bilinear resizing of images float (N, 3, H, W), as Pillow does it."""
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image
-    return F.interpolate(image, size=tuple(size), mode="bilinear", antialias=True)
-
-
-def resize_logits(logits: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """Bilinear resizing of (N, C, h, w) to (N, C, *size); logits of that size are given back as they are."""
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)
+        return lambda size: upsample(logits, size, self.align_corners)

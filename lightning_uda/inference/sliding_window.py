@@ -8,7 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from lightning_uda.inference.policies import Inference, Scores, resize_logits
+from lightning_uda.inference.policies import Inference, Scores
+from lightning_uda.resize import upsample
 
 
 class SlidingWindow(Inference):
@@ -59,14 +60,14 @@ class SlidingWindow(Inference):
         for first in range(0, len(windows), self.windows_per_batch):
             chunk = windows[first : first + self.windows_per_batch]
             crops = torch.stack([image[i, :, top : top + height, left : left + width] for i, top, left in chunk])
-            logits = resize_logits(network(crops), (height, width), self.align_corners)
+            logits = upsample(network(crops), (height, width), self.align_corners)
             if first == 0:
                 total = logits.new_zeros(len(image), logits.shape[1], *sizes, dtype=torch.float32)
             for (i, top, left), part in zip(chunk, logits, strict=True):
                 total[i, :, top : top + height, left : left + width] += part
         coverage = torch.outer(_covered(rows, height, sizes[0]), _covered(columns, width, sizes[1]))
         mean = total.div_(coverage.to(total.device))
-        return lambda size: resize_logits(mean, size, self.align_corners)
+        return lambda size: upsample(mean, size, self.align_corners)
 
 
 def window_starts(whole: int, window: int, stride: int) -> list[int]:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_uda.inference.policies import Inference, Scores, Size
+from lightning_uda.inference.policies import Inference, Scores
+from lightning_uda.resize import Size
 
 
 class StrideProbabilities(Inference):

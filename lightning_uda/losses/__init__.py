@@ -1,6 +1,6 @@
 """Losses: plain torch functions."""
 
-from lightning_uda.losses.cross_entropy import cross_entropy, upsample, weighted_cross_entropy
+from lightning_uda.losses.cross_entropy import cross_entropy, weighted_cross_entropy
 from lightning_uda.losses.feature_alignment import FeatureAlignment
 from lightning_uda.losses.mmd import mmd
 from lightning_uda.losses.soft_labels import (
@@ -22,6 +22,5 @@ __all__ = [
     "TwoTermConsistency",
     "cross_entropy",
     "mmd",
-    "upsample",
     "weighted_cross_entropy",
 ]

@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_uda.data.label_spaces import IGNORE_INDEX
-
-
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear upsampling with aligned corners, in float32 under mixed precision too: (N, C, h, w) to (N, C, *size)."""
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
+from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.resize import upsample
 
 
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:

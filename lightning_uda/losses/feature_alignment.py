@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uda.losses.mmd import mmd
-from lightning_uda.networks.checkpoints import WeightsError, read_weights
+from lightning_uda.networks.weights import WeightsError, read_weights
 from lightning_uda.precision import full_precision
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_uda.data.label_spaces import IGNORE_INDEX
-from lightning_uda.losses.cross_entropy import upsample
+from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.resize import upsample
 
 
 class SoftSegmentationLoss:

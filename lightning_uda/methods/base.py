@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
-from lightning_uda.data.label_spaces import get_label_space
 from lightning_uda.inference import Inference, WholeImage
-from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, resize_labels, size_name
+from lightning_uda.label_spaces import get_label_space
+from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, size_name
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.optim import Poly, Schedule
+from lightning_uda.resize import resize_labels, size_of
 
 _log = logging.getLogger(__name__)
 
@@ -240,8 +241,3 @@ class TeacherModule(UDAModule):
 def to_float(image: Tensor) -> Tensor:
     """Images uint8 (N, 3, H, W) as float32 in [0, 1]."""
     return image.to(torch.float32, copy=True).div_(255)
-
-
-def size_of(tensor: Tensor) -> tuple[int, int]:
-    """Height and width, the last two dimensions."""
-    return tensor.shape[-2], tensor.shape[-1]

@@ -11,8 +11,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lightning_uda.callbacks.long_tail import LongTailStatistics
-from lightning_uda.data.label_spaces import IGNORE_INDEX
 from lightning_uda.inference import Inference, WholeImage
+from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.losses import (
     ConfidenceConsistency,
     Consistency,
@@ -20,12 +20,13 @@ from lightning_uda.losses import (
     SoftSegmentationLoss,
     cross_entropy,
 )
-from lightning_uda.methods.base import TeacherModule, size_of, to_float
+from lightning_uda.methods.base import TeacherModule, to_float
 from lightning_uda.metrics import Scoring
 from lightning_uda.mixing import ClassMask, PasteMask, paste, paste_tail, soft_paste
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.optim import Poly, Schedule
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting, pseudo_label
+from lightning_uda.resize import size_of
 from lightning_uda.translation import StrongAugmentation, Translation
 
 

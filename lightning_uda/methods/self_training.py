@@ -11,15 +11,15 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_uda.callbacks.self_training_rounds import SelfTrainingRounds
 from lightning_uda.inference import Inference, WholeImage
-from lightning_uda.losses import upsample
-from lightning_uda.losses.self_training import HardLabels, SelfTrainingLoss
-from lightning_uda.methods.base import UDAModule, size_of, to_float
+from lightning_uda.methods.base import UDAModule, to_float
 from lightning_uda.metrics import Scoring
 from lightning_uda.networks.base import SegmentationNetwork
-from lightning_uda.networks.checkpoints import copy_weights, read_weights
+from lightning_uda.networks.weights import copy_weights, read_weights
 from lightning_uda.optim import Constant, Schedule
+from lightning_uda.resize import size_of, upsample
+from lightning_uda.self_training.losses import HardLabels, SelfTrainingLoss
+from lightning_uda.self_training.rounds import SelfTrainingRounds
 
 _log = logging.getLogger(__name__)
 

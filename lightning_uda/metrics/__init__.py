@@ -3,7 +3,6 @@
 from lightning_uda.metrics.columns import at_size, mean_label, scored_size, size_name
 from lightning_uda.metrics.confusion_files import read_confusion, write_confusion
 from lightning_uda.metrics.folds import FoldScores, score_folds
-from lightning_uda.metrics.label_sizes import resize_labels
 from lightning_uda.metrics.scoring import Confusion, Scoring
 from lightning_uda.metrics.segmentation import iou_per_class, mean_iou, merge_predictions
 
@@ -17,7 +16,6 @@ __all__ = [
     "mean_label",
     "merge_predictions",
     "read_confusion",
-    "resize_labels",
     "score_folds",
     "scored_size",
     "size_name",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_uda.data.label_spaces import IGNORE_INDEX, LabelSpace
+from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 from lightning_uda.metrics.segmentation import merge_predictions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_uda.data.label_spaces import IGNORE_INDEX
+from lightning_uda.label_spaces import IGNORE_INDEX
 
 _NUM_VALUES = 256
 

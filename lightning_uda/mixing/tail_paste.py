@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_uda.data.label_spaces import IGNORE_INDEX
+from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.mixing.class_mix import paste
 
 

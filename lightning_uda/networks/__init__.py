@@ -1,7 +1,9 @@
 """Segmentation networks and the loading of their weights."""
 
 from lightning_uda.networks.base import BatchNormPolicy, InputNormalization, SegmentationNetwork
-from lightning_uda.networks.checkpoints import (
+from lightning_uda.networks.deeplab_v2 import ASPPClassifier, CaffeDeepLabV2, DeepLabV2
+from lightning_uda.networks.fcn8s import FCN8s
+from lightning_uda.networks.weights import (
     Entry,
     LoadReport,
     WeightsError,
@@ -9,8 +11,6 @@ from lightning_uda.networks.checkpoints import (
     load_weights,
     read_weights,
 )
-from lightning_uda.networks.deeplab_v2 import ASPPClassifier, CaffeDeepLabV2, DeepLabV2
-from lightning_uda.networks.fcn8s import FCN8s
 from lightning_uda.networks.wide_resnet38 import WideResNet38
 
 __all__ = [

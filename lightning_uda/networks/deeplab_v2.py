@@ -10,7 +10,7 @@ import timm
 from torch import Tensor, nn
 
 from lightning_uda.networks.base import BatchNormPolicy, InputNormalization, SegmentationNetwork
-from lightning_uda.networks.checkpoints import WeightsError, copy_weights, read_weights
+from lightning_uda.networks.weights import WeightsError, copy_weights, read_weights
 
 _CAFFE_BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)
 _CAFFE_BRANCHES = (6, 12, 18, 24)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uda.networks.base import BatchNormPolicy, InputNormalization, SegmentationNetwork
-from lightning_uda.networks.checkpoints import WeightsError, copy_weights, read_weights
+from lightning_uda.networks.weights import WeightsError, copy_weights, read_weights
 
 _TORCHVISION = {"classifier.0.": "pre_logits.fc1.", "classifier.3.": "pre_logits.fc2."}
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uda.networks.base import BatchNormPolicy, InputNormalization, SegmentationNetwork
-from lightning_uda.networks.checkpoints import copy_weights, read_weights
+from lightning_uda.networks.weights import copy_weights, read_weights
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EPS = 1.001e-5

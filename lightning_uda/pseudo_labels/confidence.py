@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_uda.losses.cross_entropy import upsample
+from lightning_uda.resize import upsample
 
 WeightScope = Literal["target_pixels", "whole_image"]
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lightning_uda.data.datasets.nthu import FOLDS
-from lightning_uda.data.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
+from lightning_uda.datasets.nthu import FOLDS
+from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
 from lightning_uda.metrics import FoldScores, iou_per_class, mean_label, read_confusion, score_folds
 from lightning_uda.report.runs import ReportError, class_name, init_args
 from lightning_uda.report.settings import settings_text

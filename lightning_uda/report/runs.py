@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lightning_uda.data.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
+from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
 from lightning_uda.metrics import scored_size
 
 FILES = ("metrics.csv", "iou.csv")

@@ -9,7 +9,7 @@ from rich.box import HORIZONTALS
 from rich.table import Table
 from rich.text import Text
 
-from lightning_uda.data.label_spaces import LabelSpace
+from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.metrics import mean_label
 from lightning_uda.report.runs import Run, label_space_of
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks.image_panels import ImagePanels, compose_strip, log_image
-from lightning_uda.data.label_spaces import CITYSCAPES
+from lightning_uda.label_spaces import CITYSCAPES
 
 HEIGHT, WIDTH = 8, 16
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_uda.callbacks.iou_table import Evaluation, IoUTable, append_row
-from lightning_uda.data.label_spaces import LabelSpace
+from lightning_uda.label_spaces import LabelSpace
 
 SPACE = LabelSpace(
     "toy", ("road", "sky", "tram"), ((128, 64, 128), (70, 130, 180), (0, 80, 100)), {"2": ("road", "sky")}

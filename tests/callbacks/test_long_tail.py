@@ -12,9 +12,9 @@ from rich.console import Console
 from lightning_uda.callbacks import LongTailStatistics
 from lightning_uda.callbacks.long_tail import draw_chart
 from lightning_uda.data import statistics
-from lightning_uda.data.datasets.folder import FolderDataset
 from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.datasets.folder import FolderDataset
 from lightning_uda.methods import SourceOnly
 from tests.fixtures.tiny import TinyDataset, tiny_data, tiny_network
 

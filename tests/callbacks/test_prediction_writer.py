@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks.prediction_writer import CityscapesLabelIds, Colors, PredictionWriter, TrainIds
-from lightning_uda.data.label_spaces import CAMVID, CITYSCAPES, CITYSCAPES16
+from lightning_uda.label_spaces import CAMVID, CITYSCAPES, CITYSCAPES16
 
 
 class Module(pl.LightningModule):

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 
 from lightning_uda.data import cache
-from lightning_uda.data.cache import CachedDataset, build_caches, locked, parallel_map
-from lightning_uda.data.datasets.base import DatasetError
-from lightning_uda.data.datasets.folder import FolderDataset, ImageFolder
-from lightning_uda.data.label_spaces import CAMVID, CAMVID_IDS
+from lightning_uda.data.cache import CachedDataset, build_caches
+from lightning_uda.data.dataset import DatasetError
 from lightning_uda.data.streams import LabelReader, Stream
-from lightning_uda.data.transforms import TrainTransform, resize_image, resize_label
+from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.datasets.folder import FolderDataset, ImageFolder
+from lightning_uda.files import locked, parallel_map
+from lightning_uda.label_spaces import CAMVID, CAMVID_IDS
+from lightning_uda.resize import resize_image, resize_label
 from tests.fixtures.make_folder_dataset import make_good
 from tests.fixtures.tiny import TinyDataset
 

@@ -8,10 +8,10 @@ from PIL import Image
 from rich.console import Console
 
 from lightning_uda.data.check import print_report, require_usable, scan
-from lightning_uda.data.datasets.base import DatasetError, Problem, SegmentationDataset
-from lightning_uda.data.datasets.camvid import CamVid
-from lightning_uda.data.datasets.folder import FolderDataset
-from lightning_uda.data.label_spaces import CAMVID, LabelSpace
+from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
+from lightning_uda.datasets.camvid import CamVid
+from lightning_uda.datasets.folder import FolderDataset
+from lightning_uda.label_spaces import CAMVID, LabelSpace
 from tests.fixtures.make_folder_dataset import CLASS_MAP, make_bad, make_good, make_unlabelled
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "camvid"

@@ -8,8 +8,8 @@ from PIL import Image
 
 from lightning_uda.cli import check_data, main
 from lightning_uda.data.check import scan
-from lightning_uda.data.datasets import BDD100K, GTA5, NTHU, SYNTHIA, Cityscapes
-from lightning_uda.data.label_spaces import CITYSCAPES, CITYSCAPES16, NTHU13
+from lightning_uda.datasets import BDD100K, GTA5, NTHU, SYNTHIA, Cityscapes
+from lightning_uda.label_spaces import CITYSCAPES, CITYSCAPES16, NTHU13
 from tests.fixtures.make_folder_dataset import cut_off, random_image
 from tests.fixtures.official_layouts import (
     make_bdd100k,

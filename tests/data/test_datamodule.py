@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_uda.data.datasets.base import DatasetError, Problem
+from lightning_uda.data.dataset import DatasetError, Problem
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
 from lightning_uda.methods import DACS, SourceOnly
 from tests.fixtures.tiny import TinyDataset, tiny_data, tiny_network

@@ -7,12 +7,12 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from lightning_uda.data.datasets.base import DatasetError
-from lightning_uda.data.label_spaces import CAMVID, CAMVID_IDS, CITYSCAPES, CITYSCAPES16
+from lightning_uda.data.dataset import DatasetError
 from lightning_uda.data.long_tail import TailStream, long_tail_classes
 from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.streams import LabelReader, PairedStreams, Stream, collate
 from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.label_spaces import CAMVID, CAMVID_IDS, CITYSCAPES, CITYSCAPES16
 from tests.fixtures.tiny import TinyDataset
 
 CONFIGS = Path(__file__).parents[2] / "configs"

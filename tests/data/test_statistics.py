@@ -4,10 +4,10 @@ from PIL import Image
 
 from lightning_uda.data import statistics
 from lightning_uda.data.cache import CachedDataset
-from lightning_uda.data.datasets.base import DatasetError
-from lightning_uda.data.datasets.folder import FolderDataset
-from lightning_uda.data.label_spaces import CAMVID, CITYSCAPES16, LabelSpace
+from lightning_uda.data.dataset import DatasetError
 from lightning_uda.data.statistics import ClassStatistics, class_statistics, user_cache_dir
+from lightning_uda.datasets.folder import FolderDataset
+from lightning_uda.label_spaces import CAMVID, CITYSCAPES16, LabelSpace
 from tests.fixtures.tiny import TinyDataset
 
 SYNTHIA_IMAGES = (

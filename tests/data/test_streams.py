@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_uda.data.datasets.base import DatasetError
-from lightning_uda.data.label_spaces import CAMVID, CAMVID_IDS, UNKNOWN_INDEX
+from lightning_uda.data.dataset import DatasetError
 from lightning_uda.data.streams import LabelReader, PairedStreams, Stream, collate
 from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.label_spaces import CAMVID, CAMVID_IDS, UNKNOWN_INDEX
 from tests.fixtures.tiny import TinyDataset
 
 TABLE = CAMVID.lookup_table(CAMVID_IDS)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_uda.data.datasets.base import DatasetError
-from lightning_uda.data.label_spaces import CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX
-from lightning_uda.data.transforms import EvalTransform, TrainTransform, resize_image, resize_label
+from lightning_uda.data.dataset import DatasetError
+from lightning_uda.data.transforms import EvalTransform, TrainTransform
+from lightning_uda.label_spaces import CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX
+from lightning_uda.resize import resize_image, resize_label
 
 TABLE = CITYSCAPES.lookup_table(CITYSCAPES_IDS)
 

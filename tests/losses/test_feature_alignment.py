@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from lightning_uda.losses import FeatureAlignment, mmd
 from lightning_uda.losses.feature_alignment import masked_mean, upsampling_adjoint
-from lightning_uda.networks.checkpoints import WeightsError
+from lightning_uda.networks.weights import WeightsError
 
 
 def naive_masked_mean(features, mask):

@@ -4,13 +4,13 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 
 from lightning_uda.callbacks import SelfTrainingRounds
-from lightning_uda.data.rare_class_crop import ScaledCrop
-from lightning_uda.data.self_training import SpatialPrior
-from lightning_uda.losses.self_training import LRENT, MRKLD
 from lightning_uda.methods import SelfTraining, SourceOnly
 from lightning_uda.methods.self_training import find_checkpoint
 from lightning_uda.networks import WeightsError
 from lightning_uda.optim import Poly
+from lightning_uda.self_training.losses import LRENT, MRKLD
+from lightning_uda.self_training.mining import ScaledCrop
+from lightning_uda.self_training.union import SpatialPrior
 from tests.fixtures.tiny import tiny_data, tiny_network
 
 QUIET = {

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_uda.callbacks import EMATeacher, LongTailStatistics
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.data.datasets import FolderDataset
 from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.datasets import FolderDataset
 from lightning_uda.methods import DACS, DSP, MeanTeacher, NaiveClassMix
 from lightning_uda.networks.base import InputNormalization, SegmentationNetwork
 from tests.fixtures.tiny import tiny_network

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_uda.data.label_spaces import CAMVID, CITYSCAPES, NTHU_MERGED, NTHU_MERGED_TRAIN_AS_BUS
+from lightning_uda.label_spaces import CAMVID, CITYSCAPES, NTHU_MERGED, NTHU_MERGED_TRAIN_AS_BUS
 from lightning_uda.metrics import Scoring, iou_per_class, mean_iou
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_uda.data.label_spaces import CITYSCAPES16
+from lightning_uda.label_spaces import CITYSCAPES16
 from lightning_uda.metrics import iou_per_class, mean_iou
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dacs_miou.npz"

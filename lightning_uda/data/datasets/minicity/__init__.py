@@ -1,3 +1,0 @@
-from lightning_uda.data.datasets.minicity.dataset import MiniCity
-
-__all__ = ["MiniCity"]

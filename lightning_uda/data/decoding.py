@@ -1,0 +1,441 @@
+"""Decoding of image and label files, lists of names, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from kornia_rs import io as kornia_io
+from PIL import Image
+
+from lightning_uda.data.dataset import DatasetError, Problem
+
+Array = npt.NDArray[np.uint8]
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+_PNG_COLOR_TYPES = {0: "grey", 2: "RGB colour", 3: "palette", 4: "grey with alpha", 6: "RGBA colour"}
+_PNG_CHANNELS = {0: ("mono", 1), 2: ("rgb", 3), 3: ("mono", 1)}  # of the colour types that `decode_png` reads
+_MOST_SHRINKING = 1032  # what deflate takes 1 byte for, at best
+_GREY_SCALE = {1: 1, 2: 85, 4: 17}  # Pillow stretches grey of less than 8 bits to 0-255 (of 1 bit: to 0-1)
+_JPEG_SIGNATURE, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_EQUAL_SIZES = "expected equal sizes. Export the label again at the image's size, or resize it with nearest neighbour."
+_HEAD_BYTES, _TAIL_BYTES = 32, 1 << 16
+_EXIF_ORIENTATION = 0x0112
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
+
+
+def read_image(path: Path) -> Array:
+    """Decodes an image file; see `decode_image`.
+
+    Raises:
+        DatasetError: If the file can't be read, or for what `decode_image` refuses.
+    """
+    return decode_image(_read(path), str(path))
+
+
+def read_label(path: Path) -> Array:
+    """Decodes a label map; see `decode_label`.
+
+    Raises:
+        DatasetError: If the file can't be read, or for what `decode_label` refuses.
+    """
+    return decode_label(_read(path), str(path))
+
+
+def decode_image(data: bytes, where: str) -> Array:
+    """Decodes an image; alpha is dropped, grey repeated, EXIF orientation ignored.
+
+    Args:
+        data: PNG, JPEG, BMP, WebP or TIFF file.
+        where: How messages call the file.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        DatasetError: If the file is empty, cut off, no image, or a TIFF that asks to be turned.
+    """
+    _require_whole(where, data)
+    if is_png(data) and (data[24], data[25]) == (8, 2):
+        try:
+            return decode_png(data)
+        except ValueError as error:
+            raise DatasetError(f"{where}: damaged PNG ({error}). Copy it again or delete it.") from error
+    _refuse_turned_tiff(where, data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise DatasetError(_not_an_image(where, data))
+    return cast(Array, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+def decode_label(data: bytes, where: str) -> Array:
+    """Decodes a label map without touching the stored numbers: palette files give indices, not colours.
+
+    Args:
+        data: Single-channel PNG file: grey of 1 to 16 bits, or palette.
+        where: How messages call the file.
+
+    Returns:
+        uint8 (H, W) of raw ids.
+
+    Raises:
+        DatasetError: If the file is broken, of another kind, or holds ids above 255.
+    """
+    depth, color_type = require_label_png(data, where)
+    try:
+        label = decode_png(data) if depth == 8 else np.array(Image.open(io.BytesIO(data)))
+    except _UNREADABLE as error:
+        raise DatasetError(_not_a_label(where, str(error))) from error
+    ids = as_class_ids(label, where)
+    scale = _GREY_SCALE.get(depth, 1) if color_type == 0 else 1
+    return ids if scale == 1 else ids // np.uint8(scale)
+
+
+def decode_png(data: bytes) -> Array:
+    """Decodes a PNG of 8 bits per channel as it is stored, in half the time that OpenCV and Pillow take.
+
+    Args:
+        data: PNG file: grey, palette or RGB colour, interlaced or not.
+
+    Returns:
+        uint8 (H, W) of grey values or palette indices, or (H, W, 3), RGB.
+
+    Raises:
+        ValueError: If the file is of another kind, cut off or damaged.
+    """
+    if not is_png(data) or data[24] != 8 or data[25] not in _PNG_CHANNELS:
+        raise ValueError("no 8-bit PNG in grey, palette or RGB colour")
+    size, (mode, channels) = png_size(data), _PNG_CHANNELS[data[25]]
+    if math.prod(size) * channels > _MOST_SHRINKING * len(data):  # the decoder panics if there's no memory for it
+        raise ValueError(f"too short for {size[0]} x {size[1]} pixels")
+    try:
+        image = kornia_io.decode_image_png_u8(data, size, mode)
+    except Exception as error:  # kornia-rs raises nothing more special
+        raise ValueError(str(error)) from error
+    return cast(Array, image if channels == 3 else image[:, :, 0])
+
+
+def decode_first_channel(data: bytes, where: str) -> Array:
+    """Decodes the first (red) channel of a three-channel 16-bit label PNG, as SYNTHIA stores classes.
+
+    Args:
+        data: PNG file, RGB of 16 bits per channel.
+        where: How messages call the file.
+
+    Returns:
+        uint8 (H, W) of raw ids.
+
+    Raises:
+        DatasetError: If the file is broken, of another kind, or holds ids above 255.
+    """
+    require_rgb16_png(data, where)
+    _require_whole(where, data)
+    try:
+        channels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR: the first channel is last
+    except cv2.error:
+        channels = None
+    if channels is None:
+        raise DatasetError(_not_a_label(where, "damaged PNG"))
+    return as_class_ids(channels[:, :, 2], where)
+
+
+def as_class_ids(label: npt.NDArray[Any], where: str) -> Array:
+    """Class ids as uint8, same shape.
+
+    Raises:
+        DatasetError: If ids are above 255.
+    """
+    if label.dtype.itemsize > 1 and label.max() > 255:
+        raise DatasetError(
+            f"{where}: found 16-bit ids up to {label.max()}, expected class ids below 256. Give class ids, not "
+            "instance ids or depth."
+        )
+    return np.ascontiguousarray(label, dtype=np.uint8)
+
+
+def require_label_png(head: bytes, where: str) -> tuple[int, int]:
+    """Checks by the first 26 bytes that a label map is a single-channel PNG.
+
+    Returns:
+        Bit depth and PNG colour type (0 grey, 3 palette).
+
+    Raises:
+        DatasetError: If it isn't.
+    """
+    depth, color_type = _png_kind(head, where)
+    if color_type not in (0, 3):
+        raise DatasetError(
+            f"{where}: label is a PNG of kind {_kind_name(color_type)}; expected a single-channel PNG (grey or "
+            "palette) whose numbers are class ids. Convert the colours to ids."
+        )
+    return depth, color_type
+
+
+def require_rgb16_png(head: bytes, where: str) -> None:
+    """Checks by the first 26 bytes that a label map is a three-channel PNG of 16 bits.
+
+    Raises:
+        DatasetError: If it isn't.
+    """
+    depth, color_type = _png_kind(head, where)
+    if (depth, color_type) != (16, 2):
+        raise DatasetError(
+            f"{where}: label is a PNG of kind {_kind_name(color_type)}, {depth} bits; expected RGB colour of 16 bits "
+            "per channel, whose first channel is the class. Take the label as distributed, not a converted copy."
+        )
+
+
+def check_image_file(path: Path) -> tuple[int, int]:
+    """Reads an image's header and tests that the file is whole; PNG and JPEG files aren't decoded.
+
+    Args:
+        path: PNG, JPEG, BMP, WebP or TIFF file.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        DatasetError: If the file is missing, empty, cut off, no image, or a TIFF that asks to be turned.
+    """
+    try:
+        ends = _read_ends(path)
+    except OSError as error:
+        raise DatasetError(_unreadable(path, error)) from error
+    if not ends.startswith((_PNG_SIGNATURE, _JPEG_SIGNATURE)):
+        height, width, _ = read_image(path).shape
+        return height, width
+    _require_whole(str(path), _read(path) if _is_cut_off(ends) else ends)
+    if ends.startswith(_PNG_SIGNATURE):
+        return png_size(ends)
+    return _header_size(path, str(path), ends)
+
+
+def is_png(head: bytes) -> bool:
+    """Whether a file that begins so is a PNG with a whole header (26 bytes)."""
+    return len(head) >= 26 and head.startswith(_PNG_SIGNATURE)
+
+
+def png_size(head: bytes) -> tuple[int, int]:
+    """Height and width from the first 24 bytes of a PNG file."""
+    width, height = struct.unpack(">II", head[16:24])
+    return height, width
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """Height and width from an image file's header; tests that the file is whole.
+
+    Raises:
+        DatasetError: If the file is empty, cut off or no image.
+    """
+    _require_whole(where, data)
+    return _header_size(io.BytesIO(data), where, data)
+
+
+def file_problem(path: Path | str, error: Exception) -> Problem:
+    """A problem from an error whose message may begin with the file's path."""
+    text = str(error) if isinstance(error, DatasetError) else f"{type(error).__name__}: {error}"
+    return Problem(str(path), text.removeprefix(f"{path}: "))
+
+
+def size_mismatch(
+    label_size: Sequence[int], image_size: Sequence[int] | None, advice: str = _EQUAL_SIZES
+) -> str | None:
+    """Says that label and image differ in size; `None` if they don't, or if the image's size isn't known.
+
+    Args:
+        label_size: Height and width of the label map.
+        image_size: Height and width of the image.
+        advice: What to do about it.
+    """
+    if image_size is None or tuple(label_size) == tuple(image_size):
+        return None
+    return (
+        f"label is {label_size[0]} x {label_size[1]} (height x width), its image {image_size[0]} x {image_size[1]}; "
+        f"{advice}"
+    )
+
+
+def unlisted_ids(counts: npt.NDArray[np.integer], class_ids: Mapping[int, str | None]) -> str | None:
+    """Says which raw ids a class map doesn't list; `None` if it lists all that occur.
+
+    Args:
+        counts: (256,), pixels of each raw id.
+        class_ids: Class name of each raw id, `None` for void.
+    """
+    unlisted = [int(i) for i in np.flatnonzero(counts) if int(i) not in class_ids]
+    if not unlisted:
+        return None
+    pixels = ", ".join(f"{i}: {counts[i]}" for i in unlisted)
+    return (
+        f"found ids {unlisted} (pixels: {pixels}), expected only {_ranges(class_ids)}. Add them to `class_map` "
+        "(null for void) or to `ignore_ids`, or mend the label."
+    )
+
+
+def read_name_list(
+    root: Path, split: str, images: Container[str], example: str, name_of: Callable[[str], str] = str
+) -> list[str]:
+    """Reads a list file: one image name per line; blank lines and lines that begin with # are skipped.
+
+    Args:
+        root: Folder of the dataset.
+        split: The file, absolute or relative to `root`.
+        images: The names there are.
+        example: One of them, for messages.
+        name_of: Gives the name that a line stands for.
+
+    Returns:
+        The names in the file's order.
+
+    Raises:
+        DatasetError: If the file is missing or empty, or names images that aren't there or one twice.
+    """
+    path = root / Path(split).expanduser()
+    if not path.is_file():
+        lists = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.txt"))
+        there = f"{root} holds these .txt files: {some(lists, 10)}." if lists else f"{root} holds no .txt file."
+        raise DatasetError(
+            f"{path}: list file `split` not found; expected a path, absolute or relative to root. {there}"
+        )
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    names = [name_of(line) for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DatasetError(f"{path}: the list file names no image; expected one name per line, without extension.")
+    if unknown := [name for name in names if name not in images]:
+        raise DatasetError(
+            f"{path}: {len(unknown)} of {len(names)} names have no image: {some(unknown)}. Expected names like "
+            f"{example!r}, relative to the image folder and without extension."
+        )
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise DatasetError(f"{path}: {len(twice)} names are listed more than once: {some(twice)}. List each once.")
+    return names
+
+
+def require_root(root: Path) -> None:
+    """Checks that a dataset's folder is there.
+
+    Raises:
+        DatasetError: If it isn't; the message lists what is beside it.
+    """
+    if root.is_dir():
+        return
+    if root.is_file():
+        raise DatasetError(f"{root}: this is a file, expected a folder. Give the folder that holds it as `root`.")
+    parent = root.parent
+    there = folder_contents(parent) if parent.is_dir() else f"{parent} doesn't exist either."
+    raise DatasetError(f"{root}: dataset folder not found. {there} Correct `root`.")
+
+
+def folder_contents(folder: Path) -> str:
+    """Says what a folder holds: "FOLDER holds: a/, b.txt."."""
+    entries = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    return f"{folder} holds: {some(entries, 10)}." if entries else f"{folder} is empty."
+
+
+def some(names: Sequence[str], count: int = 5) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:count])
+    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
+
+
+def _ranges(ids: Iterable[int]) -> str:
+    runs = groupby(enumerate(sorted(ids)), key=lambda pair: pair[1] - pair[0])
+    ends = [[i for _, i in run] for _, run in runs]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in ends)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(_unreadable(path, error)) from error
+
+
+def _header_size(file: Path | io.BytesIO, where: str, head: bytes) -> tuple[int, int]:
+    try:
+        with Image.open(file) as image:
+            return image.height, image.width
+    except _UNREADABLE as error:
+        raise DatasetError(_not_an_image(where, head)) from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path}: can't be read ({error}). Restore the file or its permissions."
+
+
+def _read_ends(path: Path) -> bytes:
+    """The first 32 bytes of a file and its last 64 KiB, or all of it if shorter."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        file.seek(max(len(head), path.stat().st_size - _TAIL_BYTES))
+        return head + file.read()
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a PNG or JPEG lacks its end marker; a thumbnail's end marker, before the last scan, doesn't count."""
+    if data.startswith(_PNG_SIGNATURE):
+        return _PNG_END not in data[-_TAIL_BYTES:] and _PNG_END not in data
+    if data.startswith(_JPEG_SIGNATURE):
+        end = data.rfind(_JPEG_END)
+        return end < 0 or _JPEG_SCAN in data[end:]
+    return False
+
+
+def _require_whole(where: str, data: bytes) -> None:
+    if not data:
+        raise DatasetError(f"{where}: empty file (0 bytes), expected an image. Copy it again or delete it.")
+    if _is_cut_off(data):
+        raise DatasetError(f"{where}: the file is cut off (its end marker is missing). Copy it again or delete it.")
+
+
+def _not_an_image(where: str, data: bytes) -> str:
+    return (
+        f"{where}: can't be decoded as an image (begins with {data[:8]!r}); expected 8- or 16-bit PNG, JPEG, BMP, WebP "
+        "or TIFF. Convert it, copy it again or delete it."
+    )
+
+
+def _refuse_turned_tiff(where: str, data: bytes) -> None:
+    if not data.startswith((b"II", b"MM")):
+        return
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _UNREADABLE as error:
+        raise DatasetError(_not_an_image(where, data)) from error
+    if orientation != 1:
+        raise DatasetError(
+            f"{where}: TIFF with orientation tag {orientation}, expected 1: decoders would turn the image but not its "
+            "label. Save it as PNG."
+        )
+
+
+def _not_a_label(where: str, why: str) -> str:
+    return f"{where}: label can't be decoded ({why}). Copy the file again or delete the pair."
+
+
+def _png_kind(head: bytes, where: str) -> tuple[int, int]:
+    """Bit depth and colour type of a label file that has to be a PNG."""
+    if not is_png(head):
+        raise DatasetError(
+            f"{where}: label isn't a PNG file ({'empty' if not head else f'begins with {head[:8]!r}'}); expected a PNG "
+            "of class ids. Save it again or copy it again."
+        )
+    return head[24], head[25]
+
+
+def _kind_name(color_type: int) -> str:
+    return _PNG_COLOR_TYPES.get(color_type, f"unknown (type {color_type})")

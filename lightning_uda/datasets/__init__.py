@@ -1,0 +1,26 @@
+"""Dataset readers."""
+
+from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
+from lightning_uda.datasets.bdd100k import BDD100K
+from lightning_uda.datasets.camvid import CamVid
+from lightning_uda.datasets.cityscapes import Cityscapes
+from lightning_uda.datasets.folder import FolderDataset, ImageFolder
+from lightning_uda.datasets.gta5 import GTA5
+from lightning_uda.datasets.minicity import MiniCity
+from lightning_uda.datasets.nthu import NTHU
+from lightning_uda.datasets.synthia import SYNTHIA
+
+__all__ = [
+    "BDD100K",
+    "GTA5",
+    "NTHU",
+    "SYNTHIA",
+    "CamVid",
+    "Cityscapes",
+    "DatasetError",
+    "FolderDataset",
+    "ImageFolder",
+    "MiniCity",
+    "Problem",
+    "SegmentationDataset",
+]

@@ -1,0 +1,330 @@
+"""Any folder of images, with or without a folder of label maps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.decoding import (
+    check_image_file,
+    file_problem,
+    folder_contents,
+    read_image,
+    read_label,
+    read_name_list,
+    require_root,
+    size_mismatch,
+    some,
+    unlisted_ids,
+)
+
+Array = npt.NDArray[np.uint8]
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+LABEL_EXTENSIONS = (".png",)
+CLASS_MAP_FILES = ("classes.json", "classes.yaml", "classes.yml")
+
+
+class FolderDataset(SegmentationDataset):
+    """Images of a folder, found recursively, with label maps of the same relative names in another.
+
+    An image's name is its path in the image folder without extension, "/" between folders. Images may be PNG, JPEG,
+    BMP, WebP or TIFF; labels are single-channel PNG files (8-bit grey, palette, 16-bit grey with ids below 256) whose
+    stored numbers are the raw ids. EXIF orientation is ignored, so that image and label stay pixel-aligned.
+    The constructor only lists files; `check` looks into them.
+
+    Args:
+        root: Folder of the dataset.
+        images: Image folder, absolute or relative to `root`.
+        labels: Label folder, absolute or relative to `root`; `None` for an unlabelled set.
+        split: Text file, absolute or relative to `root`, with one image name per line; blank lines and lines that
+            begin with # are skipped. `None` takes all images.
+        class_map: Class name of each raw id (`None` for void), or the path of a JSON or YAML file with such a mapping
+            or with {ids: mapping, ignore: id or list of ids}. `None` reads `classes.json` or `classes.yaml` in `root`.
+        ignore_ids: Raw ids that are void. Ids neither here nor in the map are errors.
+        image_suffix: End of image file names that doesn't belong to the name, such as "_leftImg8bit"; files without
+            it are skipped.
+        label_suffix: The same of label file names, such as "_gtFine_labelIds".
+
+    Raises:
+        DatasetError: If a folder, the list file, an image, all labels or the class map is missing or doesn't fit. If
+            some images have no label, `check` and `load_label` say so.
+    """
+
+    strict_ids = True
+
+    def __init__(
+        self,
+        root: str,
+        images: str = "images",
+        labels: str | None = "labels",
+        split: str | None = None,
+        class_map: dict[int, str | None] | str | None = None,
+        ignore_ids: Sequence[int] = (255,),
+        image_suffix: str = "",
+        label_suffix: str = "",
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.has_labels = labels is not None
+        label_folder = None if labels is None else self.root / labels
+        image_files = _list_images(self.root, self.root / images, label_folder, image_suffix)
+        self._names = (
+            sorted(image_files) if split is None else read_name_list(self.root, split, image_files, min(image_files))
+        )
+        self._images = [image_files[name] for name in self._names]
+        self._label_folder, self._label_suffix = label_folder, label_suffix
+        self._labels: list[Path | None] = []
+        if label_folder is not None:
+            label_files = _list_labels(self.root, label_folder, label_suffix)
+            _require_labels(self._names, label_folder, label_files, label_suffix)
+            self._labels = [label_files.get(name) for name in self._names]
+        needs_map = self.has_labels or class_map is not None
+        self.class_ids: Mapping[int, str | None] = _class_ids(self.root, class_map, ignore_ids) if needs_map else {}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Relative path of image `index`, without extension and suffix."""
+        return self._names[index]
+
+    def image_path(self, index: int) -> Path:
+        """File of image `index`."""
+        return self._images[index]
+
+    def label_path(self, index: int) -> Path:
+        """File of the label map of image `index`.
+
+        Raises:
+            DatasetError: If the set has no labels, or this image has none.
+        """
+        label = self._label(index)
+        if label is None:
+            raise DatasetError(f"{self._label_folder}: {self._missing_labels}")
+        return label
+
+    def image_file(self, index: int) -> str:
+        """Path of image `index`."""
+        return str(self.image_path(index))
+
+    def label_file(self, index: int) -> str:
+        """Path of the label map of image `index`; the folder where it is missing."""
+        return str(self._label(index) or self._label_folder)
+
+    def load_image(self, index: int) -> Array:
+        """Image `index` as uint8 (H, W, 3), RGB."""
+        return read_image(self.image_path(index))
+
+    def load_label(self, index: int) -> Array:
+        """Label map of image `index` as uint8 (H, W) of raw ids."""
+        return read_label(self.label_path(index))
+
+    def check(self, labels: bool = True) -> list[Problem]:
+        """Looks at the headers and ends of all images and decodes all labels, in parallel.
+
+        Args:
+            labels: Whether to look at labels too.
+
+        Returns:
+            One entry for all missing labels; every image or label that is unreadable, cut off or of another size than
+            its partner, and every label with ids outside the class map.
+        """
+        unlabelled = self._missing_labels if labels else ""
+        missing = [Problem(str(self._label_folder), unlabelled)] if unlabelled else []
+        with ThreadPoolExecutor() as pool:
+            results = pool.map(lambda index: self._check_pair(index, labels), range(len(self)))
+            return [*missing, *(problem for found in results for problem in found)]
+
+    def _label(self, index: int) -> Path | None:
+        if not self.has_labels:
+            raise DatasetError(
+                f"{self.root}: this dataset was made without labels (`labels: null`), but the label of "
+                f"{self.name(index)!r} was asked for. Give it a `labels` folder."
+            )
+        return self._labels[index]
+
+    @cached_property
+    def _missing_labels(self) -> str:
+        """Says which images have no label; nothing if each has one."""
+        pairs = zip(self._names, self._labels, strict=self.has_labels)
+        missing = [f"{name}{self._label_suffix}.png" for name, label in pairs if label is None]
+        if not missing:
+            return ""
+        return (
+            f"{len(missing)} of {len(self)} images have no label: {some(missing)}. Add these files, or list the "
+            "labelled images in a `split` file."
+        )
+
+    def _check_pair(self, index: int, labels: bool) -> list[Problem]:
+        problems = []
+        size = None
+        try:
+            size = check_image_file(self.image_path(index))
+        except DatasetError as error:
+            problems.append(file_problem(self.image_path(index), error))
+        path = self._labels[index] if labels and self.has_labels else None
+        return problems if path is None else [*problems, *self._check_label(path, size)]
+
+    def _check_label(self, path: Path, image_size: tuple[int, int] | None) -> list[Problem]:
+        try:
+            label = read_label(path)
+        except DatasetError as error:
+            return [file_problem(path, error)]
+        counts = np.bincount(label.ravel(), minlength=256)
+        found = [size_mismatch(label.shape, image_size), unlisted_ids(counts, self.class_ids)]
+        return [Problem(str(path), what) for what in found if what]
+
+
+class ImageFolder(FolderDataset):
+    """Images of a folder and its subfolders, without labels: for prediction, or as an unlabelled target.
+
+    Args:
+        root: Folder of the images.
+        split: Text file, absolute or relative to `root`, with one image name per line; `None` takes all images.
+
+    Raises:
+        DatasetError: If the folder or the list file is missing or empty.
+    """
+
+    def __init__(self, root: str, split: str | None = None) -> None:
+        super().__init__(root, images="", labels=None, split=split)
+
+
+# Listing
+
+
+def _list_images(root: Path, folder: Path, label_folder: Path | None, suffix: str) -> dict[str, Path]:
+    _require_folder(root, folder, "images")
+    files = _list_files(folder, IMAGE_EXTENSIONS, suffix, label_folder)
+    if not files:
+        wanted = f" with names that end in {suffix!r}" if suffix else ""
+        raise DatasetError(
+            f"{folder}: no images found; expected files ending in {', '.join(IMAGE_EXTENSIONS)}{wanted}. "
+            f"{folder_contents(folder)}"
+        )
+    return files
+
+
+def _list_labels(root: Path, folder: Path, suffix: str) -> dict[str, Path]:
+    _require_folder(root, folder, "labels", " For a set without labels, use ImageFolder or set `labels: null`.")
+    return _list_files(folder, LABEL_EXTENSIONS, suffix, None)
+
+
+def _require_folder(root: Path, folder: Path, argument: str, hint: str = "") -> None:
+    require_root(root)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: folder not found. {folder_contents(root)} Correct `{argument}`.{hint}")
+
+
+def _list_files(folder: Path, extensions: Sequence[str], suffix: str, skip: Path | None) -> dict[str, Path]:
+    """Files below a folder by name, hidden ones and the folder `skip` left out."""
+    files: dict[str, Path] = {}
+    for place, subfolders, entries in os.walk(folder, followlinks=True):
+        subfolders[:] = [sub for sub in subfolders if not sub.startswith(".") and Path(place, sub) != skip]
+        for entry in entries:
+            path = Path(place, entry)
+            if entry.startswith(".") or path.suffix.lower() not in extensions or not path.stem.endswith(suffix):
+                continue
+            name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
+            if name in files:
+                raise DatasetError(
+                    f"{path}: found a second file named {name!r} beside {files[name].name}; expected one per name. "
+                    "Rename or delete one."
+                )
+            files[name] = path
+    return files
+
+
+def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Path], suffix: str) -> None:
+    """Refuses a label folder that holds none of the images' labels."""
+    if any(name in labels for name in names):
+        return
+    there = (
+        f"It holds {len(labels)} other PNG files, such as {min(labels)}{suffix}.png."
+        if labels
+        else folder_contents(folder)
+    )
+    raise DatasetError(
+        f"{folder}: none of the {len(names)} images has a label; expected "
+        f"{some([f'{name}{suffix}.png' for name in names], 3)}. {there} Rename the files, correct `labels` or "
+        "`label_suffix`, or set `labels: null`."
+    )
+
+
+# Class maps
+
+
+def _class_ids(
+    root: Path, class_map: Mapping[int, str | None] | str | None, ignore_ids: Sequence[int]
+) -> dict[int, str | None]:
+    if class_map is None:
+        found = [name for name in CLASS_MAP_FILES if (root / name).is_file()]
+        if not found:
+            raise DatasetError(
+                f"{root}: no class map for the labels. Give `class_map`, raw id to class name with null for void, such "
+                f"as {{0: road, 1: sky, 2: null}}, or write it into {root / CLASS_MAP_FILES[0]} as "
+                '{"ids": {"0": "road", "1": "sky"}, "ignore": 255}; without labels to read, set `labels: null`.'
+            )
+        class_map = found[0]
+    if isinstance(class_map, str):
+        path = root / Path(class_map).expanduser()
+        ids, ignored = _read_class_map(path)
+        return _merge_ids(str(path), ids, [*ignored, *ignore_ids])
+    return _merge_ids(f"{root}: class_map", class_map, ignore_ids)
+
+
+def _read_class_map(path: Path) -> tuple[Mapping[Any, Any], list[Any]]:
+    if not path.is_file():
+        raise DatasetError(f"{path}: class map file not found; expected a path, absolute or relative to root.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise DatasetError(f"{path}: class map can't be parsed ({' '.join(str(error).split())}).") from error
+    ids = content.get("ids", content) if isinstance(content, dict) else None
+    if not isinstance(ids, dict):
+        raise DatasetError(f"{path}: expected a mapping of raw ids to class names, or {{ids: mapping, ignore: id}}.")
+    ignore = content.get("ignore", []) if ids is not content else []
+    return ids, ignore if isinstance(ignore, list) else [ignore]
+
+
+def _merge_ids(where: str, ids: Mapping[Any, Any], ignored: Iterable[Any]) -> dict[int, str | None]:
+    merged = {_raw_id(where, key): _class_name(where, key, value) for key, value in ids.items()}
+    if not any(merged.values()):
+        raise DatasetError(f"{where}: names no class; expected at least one raw id with a class name.")
+    for raw_id in [_raw_id(where, value) for value in ignored]:
+        if merged.setdefault(raw_id, None) is not None:
+            raise DatasetError(
+                f"{where}: raw id {raw_id} is both class {merged[raw_id]!r} and ignored. Take it out of `class_map` or "
+                "out of `ignore_ids`."
+            )
+    return merged
+
+
+def _raw_id(where: str, value: Any) -> int:
+    try:
+        raw_id = int(value)
+    except (TypeError, ValueError):
+        raw_id = -1
+    if not 0 <= raw_id <= 255:
+        raise DatasetError(f"{where}: raw id {value!r} isn't an integer from 0 to 255.")
+    return raw_id
+
+
+def _class_name(where: str, raw_id: Any, name: Any) -> str | None:
+    if name is not None and not (isinstance(name, str) and name):
+        raise DatasetError(
+            f"{where}: class of raw id {raw_id} is {name!r}; expected a name (in quotes) or null for void."
+        )
+    return name

@@ -1,0 +1,116 @@
+"""Files that are whole or not there, locks between processes, room on disks, and work in threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: two builds then do the same work twice, to the same end
+    fcntl = None  # type: ignore[assignment]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+HAS_LOCKS = fcntl is not None
+"""Whether `locked` keeps other processes out."""
+
+PARTIAL = ".part"
+"""Ending of files that are being written."""
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    title: str,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Result]:
+    """Calls a function for every item in threads, under a progress bar on stderr; the first error stops the rest.
+
+    Args:
+        function: What to call; only what leaves Python's global lock runs side by side.
+        items: Its arguments.
+        title: Text before the bar.
+        workers: Threads; `None` takes Python's default for the machine.
+        progress: Whether to show the bar.
+
+    Returns:
+        The results in the order of the items.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return list(shown(pool.map(function, items), title, len(items), progress))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes out of a block until it is left.
+
+    The lock belongs to the open file, not to the file's existence: the system takes it from a process that dies, so
+    none is ever left behind.
+
+    Args:
+        path: Lock file; made if needed, and left where it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        _lock(file)
+        yield
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a file aside and renames it, so that nobody ever sees half of it.
+
+    Args:
+        path: The file.
+        write: Writes the content to the path it is given.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def shown(results: Iterable[Result], title: str, count: int, progress: bool) -> Iterable[Result]:
+    """Results under a progress bar on stderr, if wanted."""
+    return track(results, title, count, console=Console(stderr=True), transient=True, disable=not progress)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk of a folder that need not exist yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes in words: "1.2 GB", "3.4 MB"."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _lock(file: IO[str]) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        Console(stderr=True).print(f"Waiting for another process that builds {Path(file.name).parent}", soft_wrap=True)
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,108 @@
+"""Resizing of images, label maps and logits: of single arrays in the loader's workers, of batches on the device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]
+"""Height and width."""
+
+Interpolation = Literal["bilinear", "bicubic"]
+UInt8 = npt.NDArray[np.uint8]
+
+
+def size_of(tensor: Tensor) -> Size:
+    """Height and width, the last two dimensions."""
+    return tensor.shape[-2], tensor.shape[-1]
+
+
+def upsample(logits: Tensor, size: Size, align_corners: bool = True) -> Tensor:
+    """Bilinear resizing of scores to a size, in float32 under mixed precision too.
+
+    Args:
+        logits: (N, C, h, w), of any floating-point type.
+        size: Height and width wanted.
+        align_corners: Whether corners stay aligned: yes for DeepLab-v2 and its family, no for DAFormer's networks.
+
+    Returns:
+        float32 (N, C, *size); logits of that size and type are given back as they are.
+    """
+    if size_of(logits) == tuple(size):
+        return logits.float()
+    return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def resize_images(image: Tensor, size: Size) -> Tensor:
+    """Antialiased bilinear resizing of images float (N, 3, H, W), as Pillow does it."""
+    if size_of(image) == tuple(size):
+        return image
+    return F.interpolate(image, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def resize_labels(mask: Tensor, size: Size) -> Tensor:
+    """Nearest-neighbour resizing by picking rows and columns, as Pillow picks them (DACS, as published).
+
+    Args:
+        mask: Labels of any integer type, (N, H, W).
+        size: Height and width wanted.
+
+    Returns:
+        (N, *size), of the same type and on the same device.
+    """
+    if size_of(mask) == tuple(size):
+        return mask
+    rows, columns = (
+        nearest_indices(have, want).to(mask.device) for have, want in zip(mask.shape[-2:], size, strict=True)
+    )
+    return mask[..., rows[:, None], columns]
+
+
+@lru_cache(maxsize=64)
+def nearest_indices(have: int, want: int) -> Tensor:
+    """Which of `have` pixels Pillow's nearest neighbour takes for each of `want`, int64 (want,).
+
+    It adds up the step, and so do we, to round where it rounds.
+    """
+    step = have / want
+    return torch.from_numpy(np.cumsum([step / 2] + [step] * (want - 1)).astype(np.int64))
+
+
+def resize_image(image: UInt8, size: Size, interpolation: Interpolation = "bilinear") -> UInt8:
+    """Antialiased resizing as Pillow does it: bit-identical for bilinear halving, within two grey levels otherwise.
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: Height and width wanted.
+        interpolation: "bilinear" or "bicubic".
+
+    Returns:
+        uint8 (*size, 3).
+    """
+    if image.shape[:2] == size:
+        return image
+    batch = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0).permute(0, 3, 1, 2)  # channels last: faster
+    resized = F.interpolate(batch, size=size, mode=interpolation, antialias=True, align_corners=False)
+    return cast(UInt8, resized.squeeze(0).permute(1, 2, 0).contiguous().numpy())
+
+
+def resize_label(label: UInt8, size: Size) -> UInt8:
+    """Nearest-neighbour resizing of a label map by picking rows and columns, as Pillow picks them.
+
+    Args:
+        label: uint8 (H, W).
+        size: Height and width wanted.
+
+    Returns:
+        uint8 (*size).
+    """
+    if label.shape == size:
+        return label
+    rows, columns = (nearest_indices(found, wanted).numpy() for found, wanted in zip(label.shape, size, strict=True))
+    return label.take(rows, axis=0).take(columns, axis=1)  # several times faster than one index for both
