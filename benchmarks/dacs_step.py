@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lightning_uda.cli import UDACLI, UDADataModule, UDAModule
-from lightning_uda.methods.base import to_float
+from lightning_uda.step import to_float
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo" / "dacs.yaml"
 ROUNDS = 4

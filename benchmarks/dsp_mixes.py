@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_uda.mixing import paste
+from lightning_uda.step import Step
 
 
 def count(self, batch, batch_idx):
     """A training step that counts classes instead of learning: pixels of the source, of its mix, of the target left."""
-    _, patch_mask, paste_mask = self.composite_patch(batch, self.step_generator(batch_idx))
-    source_mask = batch["source"]["mask"].long()
+    _, patch_mask, paste_mask = self.composite_patch(Step(batch, self.step_generator(batch_idx), self.student))
+    source_mask = batch["source"]["mask"]
     mixed_mask = paste(patch_mask, source_mask, paste_mask)
     self.counts += torch.stack([mask.flatten().bincount(minlength=256) for mask in (source_mask, mixed_mask)])
     self.uncovered.append(1 - paste_mask.float().mean())

@@ -30,19 +30,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_uda.callbacks import EMATeacher
-from lightning_uda.losses import (
-    ConfidenceConsistency,
-    FeatureAlignment,
-    SoftSegmentationLoss,
-    cross_entropy,
-    weighted_cross_entropy,
-)
 from lightning_uda.methods import DACS
-from lightning_uda.methods.base import to_float
-from lightning_uda.mixing import ClassMask, paste, paste_tail, soft_paste
+from lightning_uda.mixing import ClassMask, ConfidenceConsistency, paste, paste_tail, soft_paste
 from lightning_uda.networks import CaffeDeepLabV2, SegmentationNetwork
 from lightning_uda.networks.base import InputNormalization
 from lightning_uda.pseudo_labels import BatchConfidence, pseudo_label
+from lightning_uda.resize import upsample
+from lightning_uda.step import Labels, to_float
+from lightning_uda.terms import FeatureMMD
 from lightning_uda.translation import ColorJitter, GaussianBlur, StrongAugmentation
 
 NUM_CLASSES, BATCH, BETA, TAIL, ALPHA = 19, 2, 0.8, 2, 0.99
@@ -158,6 +153,12 @@ def with_ties(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
     return math.inf if differing.any() else furthest(expected[1:], found[1:])
 
 
+def taught(logits: Tensor, size: tuple[int, int], *labels: Labels) -> Tensor:
+    """The loss of logits, as `Step.learn` forms it."""
+    log_probs = upsample(logits, size).log_softmax(dim=1)
+    return torch.stack([part.loss(log_probs) for part in labels]).sum()
+
+
 EXACT = Agreement(0, "", furthest)
 GRADIENT = Agreement(1e-5, "relative", relative)
 
@@ -194,7 +195,7 @@ def mixing_sides(x: Inputs) -> tuple[Side, Side]:
         ),
         lambda: (
             to_float(paste(x.source_image, x.target_image, x.paste_mask)),
-            paste(source_mask, x.pseudo_labels.byte(), x.paste_mask).long(),
+            paste(source_mask, x.pseudo_labels, x.paste_mask).long(),
             weighting(x.confidence, x.paste_mask),
         ),
     )
@@ -222,7 +223,7 @@ def source_ce_sides(x: Inputs) -> tuple[Side, Side]:
     """Loss of source images, upsampling included."""
     return (
         backward(lambda z: naive.cross_entropy(naive.upsample(z, x.size), x.source_mask), x.logits[0]),
-        backward(lambda z: cross_entropy(z, x.source_mask), x.logits[0]),
+        backward(lambda z: taught(z, x.size, Labels(x.source_mask)), x.logits[0]),
     )
 
 
@@ -231,7 +232,7 @@ def weighted_ce_sides(x: Inputs) -> tuple[Side, Side]:
     labels = (x.mixed_mask, x.pixel_weights)
     return (
         backward(lambda z: naive.weighted_cross_entropy(naive.upsample(z, x.size), *labels), x.logits[2]),
-        backward(lambda z: weighted_cross_entropy(z, *labels), x.logits[2]),
+        backward(lambda z: taught(z, x.size, Labels(*labels, "all")), x.logits[2]),
     )
 
 
@@ -256,16 +257,15 @@ def ema_sides(x: Inputs) -> tuple[Side, Side]:
 
 def alignment_sides(x: Inputs) -> tuple[Side, Side]:
     """MMD of pooled features, 256 channels at an eighth of the size; the fixed projection is left out on both sides."""
-    alignment, soft_mask = FeatureAlignment(channels=None), BETA * x.paste_mask
+    alignment, soft_mask = FeatureMMD(channels=None), BETA * x.paste_mask
     return (
         backward(lambda *f: naive.feature_alignment(*f, soft_mask), *x.features),
-        backward(lambda *f: alignment(*f, soft_mask), *x.features),
+        backward(lambda *f: alignment.weight * alignment.discrepancy(*f, soft_mask), *x.features),
     )
 
 
 def dsp_ce_sides(x: Inputs) -> tuple[Side, Side]:
     """All cross-entropies of a step of DSP: source, soft segmentation (two labels), consistency (two labels)."""
-    soft_segmentation, consistency = SoftSegmentationLoss(), ConfidenceConsistency()
     weights = BatchConfidence()(x.confidence, torch.zeros_like(x.paste_mask))
 
     def five(*logits: Tensor) -> Tensor:
@@ -273,10 +273,13 @@ def dsp_ce_sides(x: Inputs) -> tuple[Side, Side]:
         return naive.dsp_losses(logits, *labels, x.confidence, x.paste_mask.long(), BETA)
 
     def three(source: Tensor, mixed_source: Tensor, mixed_target: Tensor) -> Tensor:
+        pasted, under = ConfidenceConsistency().weights(weights, x.paste_mask, BETA)
+        source_labels = Labels(x.source_mask, 1 - BETA), Labels(x.source_mixed_mask, BETA)
+        target_labels = Labels(x.mixed_mask, pasted, "all"), Labels(x.pseudo_labels, under, "all")
         return (
-            cross_entropy(source, x.source_mask)
-            + soft_segmentation(mixed_source, x.source_mask, x.source_mixed_mask, BETA)
-            + consistency(mixed_target, x.mixed_mask, x.pseudo_labels, weights, x.paste_mask, BETA)
+            taught(source, x.size, Labels(x.source_mask))
+            + taught(mixed_source, x.size, *source_labels)
+            + taught(mixed_target, x.size, *target_labels)
         )
 
     return backward(five, *x.logits), backward(three, *x.logits)
@@ -332,7 +335,7 @@ def dacs_sides(x: Inputs) -> tuple[Side, Side]:
     Ours starts from bytes and normalises three batches; the naive side gets floats that its loader has normalised.
     """
     augmentation = StrongAugmentation(jitter_p=1.0, blur_p=1.0)
-    module = DACS(Answers(x.logits[0], x.logits[2]), "cityscapes", augmentation=augmentation)
+    module = DACS(network=Answers(x.logits[0], x.logits[2]), label_space="cityscapes", augmentation=augmentation)
     module.teacher = Answers(x.logits[1]).requires_grad_(False)
     module.log_step = lambda values: None
     module.step_generator = lambda batch_idx: seeded()
@@ -349,7 +352,7 @@ def dacs_sides(x: Inputs) -> tuple[Side, Side]:
         return loss.detach(), *torch.autograd.grad(loss, leaves), mixed
 
     def step() -> tuple[Tensor, ...]:
-        loss = module.training_step(batch, 0)["loss"]
+        loss = module.training_step(batch, 0)
         return loss.detach(), *torch.autograd.grad(loss, list(module.student.answers)), module.student.seen
 
     return literal, step

@@ -28,7 +28,8 @@ import lightning_uda.callbacks
 import lightning_uda.datasets
 import lightning_uda.methods
 import lightning_uda.networks
-import lightning_uda.optim  # noqa: F401  importing the rooms makes their classes known by their short names
+import lightning_uda.optim
+import lightning_uda.terms  # noqa: F401  importing the rooms makes their classes known by their short names
 from lightning_uda.callbacks import IoUTable, PredictionWriter, StepProgressBar
 from lightning_uda.data.check import print_report, scan
 from lightning_uda.data.datamodule import UDADataModule

@@ -81,15 +81,19 @@ def test_hue_is_that_of_the_method_whatever_config_came_before(first, second, un
     assert f"hue_unit: {unit}" in capsys.readouterr().out
 
 
-def test_the_own_method_of_the_page_trains(tmp_path, monkeypatch, capsys, caplog):
+@pytest.mark.parametrize(("module", "loss"), [("my_methods", "loss entropy"), ("my_terms", "loss entropy")])
+def test_the_own_method_and_term_of_the_page_train(module, loss, tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs/extending.md").read_text()
-    (tmp_path / "my_methods.py").write_text(re.search(r"```python\n(.*?)```", page, re.S)[1])
-    (command,) = re.findall(r"^PYTHONPATH=\. lightning-uda (.*)$", page, re.M)
+    codes = dict(re.findall(r"file\s+`(my_\w+)\.py`:\n\n```python\n(.*?)```", page, re.S))
+    assert len(codes[module].strip().splitlines()) < 25
+    (tmp_path / f"{module}.py").write_text(codes[module])
+    (command,) = re.findall(rf"^PYTHONPATH=\. lightning-uda (.*{module}.*)$", page, re.M)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     few = "--trainer.max_steps 1 --trainer.val_check_interval 1 --trainer.log_every_n_steps 1 --data.val.length 2"
-    main(shlex.split(f"{command} {few} --data.num_workers 0 --data.source.length 4 --data.target.length 4"))
-    assert "loss entropy" in capsys.readouterr().out
-    assert "the network starts from random weights" in caplog.text
-    assert "entropy_weight: 0.01" in (tmp_path / "runs/run/version_0/config.yaml").read_text()
+    main(shlex.split(f"{command} {few} --data.num_workers 0 --data.source.length 4 --data.target.length 4 --name own"))
+    assert loss in capsys.readouterr().out
+    run = tmp_path / "runs/own/version_0"
+    assert "weight: 0.01" in (run / "config.yaml").read_text()
+    assert "the network started from random weights" in (run / "notes.txt").read_text()

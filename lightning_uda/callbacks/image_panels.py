@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_uda.label_spaces import LabelSpace
+from lightning_uda.step import Labels, View
 
 Array = npt.NDArray[np.uint8]
 
@@ -23,7 +24,6 @@ PANELS_FOLDER = "panels"
 """Name of the folder of pictures in a run folder."""
 
 _STREAMS = ("source", "target", "union")
-_PHOTOS = ("image", *_STREAMS, "mixed_image")
 _CAPTION_HEIGHT = 26
 _GAP = 6
 
@@ -33,9 +33,9 @@ class ImagePanels(Callback):
 
     Tiles are written as `panels/step_000800/val_0_image.png`, `..._mask.png`, `..._prediction.png` (`test_...` when
     testing) and `train_0_source.png`, `..._source_mask.png`, `..._target.png` (in self-training `..._union.png` and
-    `..._union_mask.png`); a method whose `training_step` returns `"mixed"` (a mapping of `image`, `mask` and
-    `pixel_weights`) adds `train_0_mixed_image.png`, `..._mixed_mask.png` and `..._pixel_weights.png`. Loggers that take
-    images get one captioned strip per sample. Nothing is copied from the device except when pictures are drawn.
+    `..._union_mask.png`); each further view of the student (`seen` of the module), such as DACS's "mixed", adds
+    `train_0_mixed_image.png` and, where it was taught, `..._mixed_mask.png` and `..._mixed_weights.png`. Loggers that
+    take images get one captioned strip per sample. Nothing is copied from the device except when pictures are drawn.
 
     Args:
         num_images: How many samples of each kind are drawn.
@@ -53,7 +53,7 @@ class ImagePanels(Callback):
         self.every_n_steps = every_n_steps
         self.max_width = max_width
         self._folder: Path | None = None
-        self._train_sample: tuple[Any, Any] | None = None
+        self._train_batch: Any = None
         self._last_drawn_step = 0
         self._drawn = 0
 
@@ -63,14 +63,14 @@ class ImagePanels(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Remembers the batch, and draws it if its step is due."""
-        self._train_sample = (batch, outputs)
+        self._train_batch = batch
         step = trainer.global_step
         if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._last_drawn_step:
             self._draw_train(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lets go of the last batch."""
-        self._train_sample = None
+        """Forgets the last batch, which takes memory."""
+        self._train_batch = None
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draws the most recent training batch, unless training pictures have their own interval."""
@@ -122,11 +122,10 @@ class ImagePanels(Callback):
 
     def _draw_train(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last_drawn_step = trainer.global_step
-        if self._train_sample is None or not trainer.is_global_zero:
+        if (batch := self._train_batch) is None or not trainer.is_global_zero:
             return
-        batch, outputs = self._train_sample
         for index in range(min(self.num_images, len(_streams_of(batch)[0][1]["image"]))):
-            tiles = _train_tiles(batch, outputs, index, pl_module.label_space)
+            tiles = _train_tiles(batch, pl_module.seen, index, pl_module.label_space)
             self._save(trainer, f"train_{index}", tiles, f"train/panel_{index}")
 
     def _save(self, trainer: pl.Trainer, prefix: str, tiles: Mapping[str, Array], key: str) -> None:
@@ -172,17 +171,22 @@ def compose_strip(tiles: Mapping[str, Array]) -> Array:
     return np.asarray(strip)
 
 
-def _train_tiles(batch: Any, outputs: Any, index: int, space: LabelSpace) -> dict[str, Array]:
+def _train_tiles(batch: Any, seen: Mapping[str, View], index: int, space: LabelSpace) -> dict[str, Array]:
+    """Pictures of image `index` of each stream, and of what the student saw besides the labelled ones."""
     tiles = {}
     for name, part in _streams_of(batch):
         tiles[name] = _picture(part["image"][index])
         if "mask" in part:
             tiles[f"{name}_mask"] = _label_picture(part["mask"][index], space)
-    mixed = outputs.get("mixed") if isinstance(outputs, Mapping) else None
-    if mixed is not None:
-        tiles["mixed_image"] = _picture(mixed["image"][index])
-        tiles["mixed_mask"] = _label_picture(mixed["mask"][index], space)
-        tiles["pixel_weights"] = _weight_picture(mixed["pixel_weights"][index])
+    for name, view in seen.items():
+        if "mask" in batch.get(name, ()):  # a labelled stream, drawn above
+            continue
+        tiles[f"{name}_image"] = _picture(view.image[index])
+        labels = [part for part in view.labels if isinstance(part, Labels)]
+        if labels:
+            tiles[f"{name}_mask"] = _label_picture(labels[0].mask[index], space)
+        if weights := [part.weights for part in labels if isinstance(part.weights, Tensor)]:
+            tiles[f"{name}_weights"] = _weight_picture(sum(weights[1:], weights[0]).expand_as(labels[0].mask)[index])
     return tiles
 
 
@@ -218,5 +222,6 @@ def _resize(name: str, tile: Array, width: int, height: int) -> Array:
     """Resizes photos smoothly, and label maps without making new colours."""
     if tile.shape[:2] == (height, width):
         return tile
-    interpolation = cv2.INTER_AREA if name in _PHOTOS else cv2.INTER_NEAREST
+    is_photo = name == "image" or name in _STREAMS or name.endswith("_image")
+    interpolation = cv2.INTER_AREA if is_photo else cv2.INTER_NEAREST
     return np.asarray(cv2.resize(tile, (width, height), interpolation=interpolation), dtype=np.uint8)

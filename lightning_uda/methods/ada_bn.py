@@ -17,5 +17,4 @@ class AdaBN(SourceOnly):
 
     def configure_callbacks(self) -> list[Callback]:
         """An `AdaptBatchNorm`, unless the trainer has one already."""
-        present = any(isinstance(callback, AdaptBatchNorm) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if present else [AdaptBatchNorm()]
+        return [] if self.has_callback(AdaptBatchNorm) else [AdaptBatchNorm()]

@@ -1,17 +1,21 @@
-"""What all methods share: the student, its optimiser, evaluation, logging. Training steps live in the methods."""
+"""What all methods share: the student, its optimiser, terms, evaluation, logging. Algorithms live in the methods."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import rich
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.panel import Panel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,13 +25,21 @@ from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, size_name
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.optim import Poly, Schedule
+from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import resize_labels, size_of
+from lightning_uda.step import Step, Term, View, to_float
+
+NOTES_FILE = "notes.txt"
+"""Name of the file in a run folder with what a reader of the results should know, a sentence a line."""
 
 _log = logging.getLogger(__name__)
 
 
 class UDAModule(LightningModule):
-    """Base of all methods.
+    """Base of all methods: a method says its streams and its `algorithm`.
+
+    Each training step runs the algorithm, then the terms over what the student has seen, and minimises the sum of all
+    losses; each is logged by its name (`train/loss_<name>`), the sum as `train/loss`.
 
     Args:
         network: The student.
@@ -38,10 +50,20 @@ class UDAModule(LightningModule):
         inference: How images are put through the network at test time.
         seed: Key of the random numbers of training steps; the CLI links it to `seed_everything`.
         scoring: Sizes at which predictions are scored besides that of the labels, and classes that count as others.
+        terms: Further terms of the loss by name, such as those of other papers; `null` leaves one out.
+
+    Raises:
+        ValueError: If the network's classes aren't those of the label space, or two terms have one name.
     """
 
     streams: Sequence[str] = ("source",)
     """Streams that a training batch must hold."""
+
+    min_batch_size: int = 1
+    """Least number of images of each stream in a batch."""
+
+    seen: Mapping[str, View] = {}
+    """What the student saw in the last training step, without what it made of it; for pictures."""
 
     student: SegmentationNetwork
 
@@ -56,9 +78,11 @@ class UDAModule(LightningModule):
         inference: Inference = WholeImage(),
         seed: int = 0,
         scoring: Scoring = Scoring(),
+        terms: dict[str, Term | None] = {},  # noqa: B006  never changed
     ) -> None:
         super().__init__()
         self.student = network
+        self.terms = nn.ModuleDict()
         self.label_space = get_label_space(label_space)
         if network.num_classes != self.label_space.num_classes:
             raise ValueError(
@@ -74,6 +98,60 @@ class UDAModule(LightningModule):
         self.confusions_at = nn.ModuleDict(
             {size_name(size): scoring.new_confusion(self.label_space) for size in scoring.sizes}
         )
+        for name, term in terms.items():
+            self.add_term(name, term)
+
+    def add_term(self, name: str, term: Term | None) -> None:
+        """Adds a copy of a term to the loss; `None` adds nothing.
+
+        Args:
+            name: What it is logged as, `train/loss_<name>`.
+            term: The term.
+
+        Raises:
+            ValueError: If the name is taken.
+        """
+        if term is None:
+            return
+        if name in self.terms:
+            raise ValueError(
+                f"model.terms: found a second term {name!r}; {type(self).__name__} has one of that name already. Give "
+                "it another name."
+            )
+        term = copy.deepcopy(term)
+        term.prepare(self.student)
+        self.terms[name] = term
+
+    def algorithm(self, step: Step) -> None:
+        """What the student sees and is taught in a step: the algorithm of the method's paper."""
+        raise NotImplementedError(f"{type(self).__name__}.algorithm isn't written: it says what a step teaches.")
+
+    def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
+        """The algorithm, then the terms; their losses are logged, and their sum is given back."""
+        step = Step(batch, self.step_generator(batch_idx), self.student)
+        self.algorithm(step)
+        for name, term in self.terms.items():
+            step.losses[f"loss_{name}"] = cast(Term, term).weight * term(step)
+        loss = step.loss
+        self.log_step({**step.losses, "loss": loss, **step.log})
+        self.seen = {name: replace(view, outputs=None) for name, view in step.views.items()}
+        return loss
+
+    def setup(self, stage: str) -> None:
+        """Checks that batches are large enough for the method and its terms.
+
+        Raises:
+            ValueError: If they aren't.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if stage != "fit" or data is None:
+            return
+        for part in (self, *cast(Sequence[Term], self.terms.values())):
+            if data.batch_size < part.min_batch_size:
+                raise ValueError(
+                    f"data.batch_size: found {data.batch_size}, but {type(part).__name__} needs {part.min_batch_size} "
+                    "images of each stream in a batch of a process. Raise the batch size, or leave that part out."
+                )
 
     def evaluated_network(self) -> SegmentationNetwork:
         """The network that validation, test and prediction run."""
@@ -103,23 +181,60 @@ class UDAModule(LightningModule):
                 batches % interval,
             )
 
+    def on_train_start(self) -> None:
+        """Writes what a reader of the results should know into the run folder; shows what must not be missed."""
+        if not self.trainer.is_global_zero:
+            return
+        notes = self.notes()
+        for note in notes:
+            if note.startswith("warning: "):
+                text = note.removeprefix("warning: ")
+                rich.get_console().print(Panel(text, title="warning", style="yellow", title_align="left"))
+        if self.trainer.loggers and self.trainer.log_dir:
+            folder = Path(self.trainer.log_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / NOTES_FILE).write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
+
+    def notes(self) -> list[str]:
+        """Sentences on how the run trains that its report shows; those that begin with "warning: " stand out."""
+        network = self.student
+        notes = [f"optimiser: {describe_updates(self.trainer.optimizers[0])}", *network.notes()]
+        if network.random_weights and self.trainer.ckpt_path is None:
+            notes.append("the network started from random weights")
+            if network.batch_norm != "train":
+                notes.append(
+                    f"warning: The network starts from random weights, but its BatchNorm layers are partly fixed "
+                    f"(batch_norm: {network.batch_norm}), as they should be with trained weights only. Give it weights "
+                    "(--model.network.weights FILE), or train its BatchNorm (--model.network.batch_norm train)."
+                )
+        return notes
+
+    def has_callback(self, kind: type[Callback]) -> bool:
+        """Whether the trainer has a callback of a kind already."""
+        return any(isinstance(callback, kind) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+
     def step_generator(self, batch_idx: int) -> torch.Generator:
         """Source of all randomness of one training step: a CPU generator keyed by (seed, step, rank)."""
         (state,) = np.random.SeedSequence((self.seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
-    def log_step(self, values: Mapping[str, Tensor]) -> None:
-        """Logs scalars of a training step as `train/<name>`, the learning rate beside them, at logging steps only."""
+    def log_step(self, values: Mapping[str, Tensor | Callable[[], Tensor]]) -> None:
+        """Logs a step's scalars as `train/<name>`, the learning rate beside them, at logging steps only.
+
+        Args:
+            values: Scalars, or functions that give one and are called where something is logged.
+        """
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if interval == 0 or (self.global_step + 1) % interval:
             return
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, prog_bar=True)
+        found = {name: value if isinstance(value, Tensor) else value() for name, value in values.items()}
+        self.log_dict({f"train/{name}": value.detach() for name, value in found.items()}, prog_bar=True)
         self.log("train/lr", lr)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the previous evaluation."""
-        for confusion in self._confusions().values():
+        for confusion in self.confusions().values():
             confusion.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -133,7 +248,7 @@ class UDAModule(LightningModule):
         prediction = scores(size_of(mask)).argmax(dim=1)
         self.confusion.update(prediction, mask)
         for size in self.scoring.sizes:
-            self._confusions()[size_name(size)].update(scores(size).argmax(dim=1), resize_labels(mask, size))
+            self.confusions()[size_name(size)].update(scores(size).argmax(dim=1), resize_labels(mask, size))
         return {"pred": prediction}
 
     def on_validation_epoch_end(self) -> None:
@@ -185,11 +300,11 @@ class UDAModule(LightningModule):
             )
 
     def _log_miou(self, stage: str) -> None:
-        for size, confusion in self._confusions().items():
+        for size, confusion in self.confusions().items():
             miou = mean_iou(iou_per_class(confusion.compute()))
             self.log(f"{stage}/{at_size('miou', size)}", 100 * miou.float(), prog_bar=True)
 
-    def _confusions(self) -> dict[str | None, Confusion]:
+    def confusions(self) -> dict[str | None, Confusion]:
         """All matrices: at the size of the labels (`None`) and at the sizes of `scoring`."""
         others = cast(Mapping[str, Confusion], self.confusions_at)
         return {None: self.confusion, **dict(others.items())}
@@ -199,45 +314,44 @@ class TeacherModule(UDAModule):
     """Base of the methods with a teacher: a frozen copy of the student, moved by the `EMATeacher` callback.
 
     Args:
-        network: The student; the teacher starts as its copy.
-        label_space: As in `UDAModule`.
-        optimizer: As in `UDAModule`.
-        schedule: As in `UDAModule`.
-        inference: As in `UDAModule`.
         evaluate: Which network validation, test and prediction run: "student" (DACS) or "teacher".
-        seed: As in `UDAModule`.
-        scoring: As in `UDAModule`.
+        **common: As in `UDAModule`; the teacher starts as a copy of `network`.
     """
 
     teacher: SegmentationNetwork
 
-    def __init__(
-        self,
-        network: SegmentationNetwork,
-        label_space: str,
-        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(
-            params, lr=2.5e-4, momentum=0.9, weight_decay=5e-4
-        ),
-        schedule: Schedule = Poly(power=0.9),
-        inference: Inference = WholeImage(),
-        evaluate: Literal["student", "teacher"] = "student",
-        seed: int = 0,
-        scoring: Scoring = Scoring(),
-    ) -> None:
-        super().__init__(network, label_space, optimizer, schedule, inference, seed, scoring)
-        self.teacher = copy.deepcopy(network).requires_grad_(False)
+    def __init__(self, *, evaluate: Literal["student", "teacher"] = "student", **common: Any) -> None:
+        super().__init__(**common)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.evaluate = evaluate
 
     def configure_callbacks(self) -> list[Callback]:
         """An `EMATeacher`, unless the trainer has one already."""
-        present = any(isinstance(callback, EMATeacher) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if present else [EMATeacher()]
+        return [] if self.has_callback(EMATeacher) else [EMATeacher()]
 
     def evaluated_network(self) -> SegmentationNetwork:
         """The student or the teacher, as `evaluate` says."""
         return self.student if self.evaluate == "student" else self.teacher
 
+    def pseudo_label(self, image: Tensor, alignment: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The teacher's labels of images and its confidence in them; see `pseudo_labels.pseudo_label`.
 
-def to_float(image: Tensor) -> Tensor:
-    """Images uint8 (N, 3, H, W) as float32 in [0, 1]."""
-    return image.to(torch.float32, copy=True).div_(255)
+        Args:
+            image: RGB (N, 3, H, W), uint8 or float in [0, 1].
+            alignment: What is done to the probabilities (N, C, H, W) before.
+
+        Returns:
+            Labels, int64 (N, H, W), and confidence, float32 (N, H, W).
+        """
+        return pseudo_label(self.teacher(to_float(image)), size_of(image), alignment)
+
+
+def describe_updates(optimizer: torch.optim.Optimizer) -> str:
+    """An optimiser in words: its class, and how often it updates a parameter in a step."""
+    name = type(optimizer).__name__ + (" with Nesterov momentum" if optimizer.defaults.get("nesterov") else "")
+    repeats = sorted(
+        {group["update_repeats"] for group in optimizer.param_groups if "update_repeats" in optimizer.defaults}
+    )
+    if len(repeats) > 1 or repeats not in ([], [1]):
+        return f"{name}, {'/'.join(map(str, repeats))} updates per step (reference)"
+    return f"{name}, one update per step (clean)"

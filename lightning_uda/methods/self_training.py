@@ -5,21 +5,20 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_uda.inference import Inference, WholeImage
-from lightning_uda.methods.base import UDAModule, to_float
-from lightning_uda.metrics import Scoring
-from lightning_uda.networks.base import SegmentationNetwork
+from lightning_uda.methods.base import UDAModule
 from lightning_uda.networks.weights import copy_weights, read_weights
 from lightning_uda.optim import Constant, Schedule
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.self_training.losses import HardLabels, SelfTrainingLoss
 from lightning_uda.self_training.rounds import SelfTrainingRounds
+from lightning_uda.step import Step, to_float
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +31,6 @@ class SelfTraining(UDAModule):
     loss is the mean over processes of each one's mean over pixels.
 
     Args:
-        network: The student.
-        label_space: Name or file of the label space; the CLI links it to the data module's.
         rounds: Number of rounds, portions, thresholds (class-wise: CBST; global: ST) and all that belongs to
             them; the module keeps a copy.
         source_checkpoint: Checkpoint of source-only training, whose student is taken over, or its run folder, which
@@ -43,27 +40,23 @@ class SelfTraining(UDAModule):
         optimizer: Makes the optimiser from parameter groups; its state is forgotten at the start of each round. The
             default is that of the PyTorch program for DeepLab-v2.
         schedule: Learning-rate factor over the steps of all rounds, on top of `rounds.lr_round_factor`.
-        inference: How images are put through the network at test time.
-        seed: Key of the random numbers of training steps; the CLI links it to `seed_everything`.
-        scoring: Sizes and classes that are scored beside the native ones.
+        **common: As in `UDAModule`.
+
+    Raises:
+        ValueError: If a loss with soft labels is combined with a spatial prior.
     """
 
     streams = ("union",)
 
-    thresholds: Tensor
-
     def __init__(
         self,
-        network: SegmentationNetwork,
-        label_space: str,
+        *,
         rounds: SelfTrainingRounds = SelfTrainingRounds(),
         source_checkpoint: str | None = None,
         loss: SelfTrainingLoss = HardLabels(),
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=5e-5, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule = Constant(),
-        inference: Inference = WholeImage(),
-        seed: int = 0,
-        scoring: Scoring = Scoring(),
+        **common: Any,
     ) -> None:
         if loss.needs_probs and rounds.spatial_prior is not None:
             raise ValueError(
@@ -71,12 +64,12 @@ class SelfTraining(UDAModule):
                 "plain probabilities with the thresholds, which would be those of weighted ones. Leave one out."
             )
         rounds = copy.deepcopy(rounds)  # it keeps state, and the default is one object
-        super().__init__(network, label_space, optimizer, _PerRound(schedule, rounds), inference, seed, scoring)
+        super().__init__(optimizer=optimizer, schedule=_PerRound(schedule, rounds), **common)
         self.rounds = rounds
         self.source_checkpoint = source_checkpoint
         self.loss = loss
-        self.register_buffer("thresholds", torch.full((network.num_classes,), torch.inf))
-        self.starting_network = copy.deepcopy(network).requires_grad_(False) if loss.needs_probs else None
+        self.thresholds = torch.full((self.student.num_classes,), torch.inf)
+        self.starting_network = copy.deepcopy(self.student).requires_grad_(False) if loss.needs_probs else None
 
     def configure_callbacks(self) -> list[Callback]:
         """The rounds."""
@@ -89,6 +82,7 @@ class SelfTraining(UDAModule):
             ValueError: If they were trained on other classes.
             WeightsError: If the file is missing, damaged or doesn't fit the network.
         """
+        super().setup(stage)
         if stage != "fit" or self.trainer.ckpt_path is not None:
             return
         if self.source_checkpoint is None:
@@ -104,33 +98,39 @@ class SelfTraining(UDAModule):
                 "of this label space as model.source_checkpoint."
             )
         copy_weights(self.student, weights, source=path, min_share=1.0)
+        self.student.random_weights = False
 
-    def begin_round(self, thresholds: Tensor) -> None:
-        """Keeps what the loss needs of a round's start.
+    def use_thresholds(self, thresholds: Tensor) -> None:
+        """Takes over the thresholds of the round that begins or that a run resumes in.
+
+        They are no buffer of the module, as their precision is float32 whatever that of the weights.
 
         Args:
             thresholds: exp(-k_c), float32 (C,).
         """
-        self.thresholds.copy_(thresholds)
+        self.thresholds = thresholds.to(self.device)
+
+    def begin_round(self) -> None:
+        """Keeps the network that a round starts from, if the loss needs it."""
         if self.starting_network is not None:
             self.starting_network.load_state_dict(self.student.state_dict())
 
-    def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
+    def algorithm(self, step: Step) -> None:
         """Step b of a round: the loss of a batch of the union of both domains."""
-        union = batch["union"]
-        image, mask, is_target = to_float(union["image"]), union["mask"].long(), union["is_target"].bool()
-
-        loss = self.loss(self.student(image), mask, is_target, self._starting_probs(image), self.thresholds)
-
-        self.log_step({"loss_union": loss})
-        return loss
+        union = step.batch["union"]
+        probs = self._starting_probs(union["image"])
+        step.learn(
+            "union",
+            union["image"],
+            *self.loss.labels(union["mask"], union["is_target"].bool(), self.thresholds, probs),
+        )
 
     @torch.no_grad()
     def _starting_probs(self, image: Tensor) -> Tensor | None:
         """Probabilities (N, C, H, W) of the network that the round started from, if the loss needs them."""
         if self.starting_network is None:
             return None
-        return upsample(self.starting_network.eval()(image), size_of(image)).softmax(dim=1)
+        return upsample(self.starting_network.eval()(to_float(image)), size_of(image)).softmax(dim=1)
 
 
 class _PerRound(Schedule):

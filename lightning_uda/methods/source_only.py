@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from lightning_uda.losses import cross_entropy
-from lightning_uda.methods.base import UDAModule, to_float
+from lightning_uda.methods.base import UDAModule
+from lightning_uda.step import Labels, Step
 
 
 class SourceOnly(UDAModule):
@@ -15,11 +13,7 @@ class SourceOnly(UDAModule):
     `configs/experiment/*/oracle.yaml`.
     """
 
-    def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
+    def algorithm(self, step: Step) -> None:
         """Cross-entropy of the source batch, mean over its valid pixels."""
-        source_image, source_mask = to_float(batch["source"]["image"]), batch["source"]["mask"].long()
-
-        loss = cross_entropy(self.student(source_image), source_mask)
-
-        self.log_step({"loss_source": loss})
-        return loss
+        source = step.batch["source"]
+        step.learn("source", source["image"], Labels(source["mask"]))

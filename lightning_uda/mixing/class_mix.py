@@ -14,14 +14,14 @@ def class_presence(mask: Tensor, *, include_ignore: bool = True) -> Tensor:
     """Which label values each image holds.
 
     Args:
-        mask: Label maps, int64 (N, H, W) of values in 0-255.
+        mask: Label maps (N, H, W) of values in 0-255, of any integer type.
         include_ignore: Whether void (255) counts as one ordinary value.
 
     Returns:
         bool (N, 256); column = label value.
     """
     presence = torch.zeros(mask.shape[0], _NUM_VALUES, dtype=torch.bool, device=mask.device)
-    presence.scatter_(1, mask.flatten(1), True)
+    presence.scatter_(1, mask.flatten(1).long(), True)
     if not include_ignore:
         presence[:, IGNORE_INDEX] = False
     return presence
@@ -47,20 +47,20 @@ def paste_mask_of(mask: Tensor, chosen: Tensor) -> Tensor:
     """Pixels whose label is among the chosen values.
 
     Args:
-        mask: Label maps, int64 (N, H, W) of values in 0-255.
+        mask: Label maps (N, H, W) of values in 0-255, of any integer type.
         chosen: bool (N, 256).
 
     Returns:
         bool (N, H, W).
     """
-    return chosen.gather(1, mask.flatten(1)).view_as(mask)
+    return chosen.gather(1, mask.flatten(1).long()).view_as(mask)
 
 
 def class_mix(mask: Tensor, generator: torch.Generator | None = None, *, include_ignore: bool = True) -> Tensor:
     """Paste mask of half of each image's classes (DACS, Algorithm 1, line "randomly select half of the classes").
 
     Args:
-        mask: Label maps, int64 (N, H, W) of values in 0-255.
+        mask: Label maps (N, H, W) of values in 0-255, of any integer type.
         generator: Source of randomness, on the CPU.
         include_ignore: Whether void may be chosen, as in the published program; without it an image that holds
             nothing but void gives an empty mask.
@@ -68,6 +68,7 @@ def class_mix(mask: Tensor, generator: torch.Generator | None = None, *, include
     Returns:
         bool (N, H, W); true where the image is to be pasted.
     """
+    mask = mask.long()  # once for both
     return paste_mask_of(mask, choose_half(class_presence(mask, include_ignore=include_ignore), generator))
 
 
@@ -76,12 +77,13 @@ def paste(foreground: Tensor, background: Tensor, paste_mask: Tensor) -> Tensor:
 
     Args:
         foreground: Images (N, C, H, W) or maps (N, H, W), of any type.
-        background: As `foreground`.
+        background: As `foreground`; brought to its type.
         paste_mask: bool (N, H, W).
 
     Returns:
-        The mix, of the same shape.
+        The mix, of the shape and type of `foreground`.
     """
+    background = background.to(foreground.dtype)
     mask = paste_mask if foreground.ndim == 3 else paste_mask.unsqueeze(1)
     # The first two are exact with weights of 0 and 1 (bytes wrap around), and faster on a CPU: `torch.where` isn't
     # vectorised there.

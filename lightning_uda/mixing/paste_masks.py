@@ -18,7 +18,7 @@ class PasteMask(ABC):
         """Paste masks of a batch.
 
         Args:
-            mask: Label maps of the images pasted from, int64 (N, H, W) of values in 0-255.
+            mask: Label maps of the images pasted from, (N, H, W) of values in 0-255, of any integer type.
             generator: Source of randomness, on the CPU.
 
         Returns:

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 BatchNormPolicy = Literal["train", "frozen_affine", "frozen_statistics", "eval"]
+
+
+class Classifier(NamedTuple):
+    """What one classifier of a network gave.
+
+    Attributes:
+        logits: (N, C, h, w).
+        weight: Factor of its loss.
+        window: Part of the image that the logits cover: first row and column, height and width, in pixels of the
+            image; `None` for all of it.
+    """
+
+    logits: Tensor
+    weight: float = 1.0
+    window: tuple[int, int, int, int] | None = None
+
+
+class Outputs(NamedTuple):
+    """What a network gives in training.
+
+    Attributes:
+        classifiers: Of every classifier that is to be taught; the first is the one that `forward` gives.
+        features: Feature levels (N, D, h, w), fine to coarse.
+    """
+
+    classifiers: tuple[Classifier, ...]
+    features: tuple[Tensor, ...]
 
 
 class InputNormalization(nn.Module):
@@ -72,6 +99,21 @@ class SegmentationNetwork(nn.Module, ABC):
         self.feature_channels = feature_channels
         self.batch_norm = batch_norm
 
+    random_weights: bool = True
+    """Whether the weights are as they were drawn, rather than loaded."""
+
+    align_corners: bool = True
+    """Whether corners stay aligned when logits are upsampled; yes for DeepLab-v2 and its family."""
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the feature levels, fine to coarse."""
+        return (self.feature_channels,)
+
+    def notes(self) -> list[str]:
+        """Sentences on the network that a report of its training should show."""
+        return []
+
     @abstractmethod
     def encode(self, inputs: Tensor) -> Tensor:
         """Features before the classifier, (N, feature_channels, h, w), of normalised (N, 3, H, W) inputs."""
@@ -92,10 +134,10 @@ class SegmentationNetwork(nn.Module, ABC):
         """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
         return self.classify(self.encode(self._normalized(image)))
 
-    def forward_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits as `forward` gives them, and the features they were made from."""
+    def outputs(self, image: Tensor) -> Outputs:
+        """Everything that is to be taught, of RGB images float (N, 3, H, W) in [0, 1]."""
         features = self.encode(self._normalized(image))
-        return self.classify(features), features
+        return Outputs((Classifier(self.classify(features)),), (features,))
 
     def _normalized(self, image: Tensor) -> Tensor:
         """Network inputs, in the number format of the weights (which isn't float32 under `precision: bf16-true`)."""

@@ -9,6 +9,7 @@ from lightning_uda.pseudo_labels.confidence import (
     PixelWeighting,
     UniformWeights,
     pseudo_label,
+    unpasted_mean,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "PixelWeighting",
     "UniformWeights",
     "pseudo_label",
+    "unpasted_mean",
 ]

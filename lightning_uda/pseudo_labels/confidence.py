@@ -32,6 +32,19 @@ def pseudo_label(
     return labels, confidence
 
 
+def unpasted_mean(weights: Tensor, paste_mask: Tensor) -> Tensor:
+    """Lambda as it is logged: mean weight of the pixels that come from the target image.
+
+    Args:
+        weights: Of mixed images, float (N, H, W).
+        paste_mask: bool (N, H, W); true where the pixel comes from the source image.
+
+    Returns:
+        Scalar; 0 where every pixel is pasted.
+    """
+    return weights.masked_fill(paste_mask, 0).sum() / (~paste_mask).sum().clamp(min=1)
+
+
 class PixelWeighting(ABC):
     """How much each pixel of a mixed image counts in its loss."""
 

@@ -1,24 +1,58 @@
-"""What self-training minimises, and which pixels it labels: CBST's hard labels and CRST's two regularised forms."""
+"""What self-training teaches, and which pixels it labels: CBST's hard labels and CRST's two regularised forms."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_uda.label_spaces import IGNORE_INDEX
-from lightning_uda.losses.cross_entropy import cross_entropy
 from lightning_uda.self_training.assignment import assign_pseudo_labels
-from lightning_uda.self_training.regularization import lrent_labels, mrkld, one_hot_labels, soft_cross_entropy
+from lightning_uda.step import Labels, SoftLabels, Taught
+
+
+def lrent_labels(scores: Tensor, thresholds: Tensor, alpha: float = 0.25) -> tuple[Tensor, Tensor]:
+    """Label regularisation by entropy: the soft pseudo-labels y(c) = (p(c) / lambda_c)^(1/alpha) / Z.
+
+    They minimise -sum_c y(c) log(p(c) / lambda_c) + alpha sum_c y(c) log y(c), at a cost of -alpha log Z. A pixel is
+    kept where that is negative, Z > 1. With alpha -> 0 the labels become those of CBST.
+
+    Args:
+        scores: Probabilities, or their product with the spatial prior, float32 (N, C, H, W), 0 or more.
+        thresholds: lambda_c = exp(-k_c), float32 (C,); infinite for classes that get no label.
+        alpha: Weight of the entropy, more than 0.
+
+    Returns:
+        Soft labels, float32 (N, C, H, W), which sum to 1 over kept pixels and are 0 at the others; and the kept
+        pixels, bool (N, H, W).
+    """
+    ratios = (scores.float().log() - thresholds.log().view(1, -1, 1, 1)) / alpha
+    kept = ratios.logsumexp(dim=1) > 0
+    return torch.where(kept.unsqueeze(1), ratios.softmax(dim=1), 0), kept
+
+
+def one_hot_labels(mask: Tensor, num_classes: int) -> Tensor:
+    """Hard labels as soft ones, for batches that hold both.
+
+    Args:
+        mask: (N, H, W) of train ids and 255, of any integer type.
+        num_classes: C.
+
+    Returns:
+        float32 (N, C, H, W); all 0 where the mask is 255.
+    """
+    classes = torch.arange(num_classes, device=mask.device).view(1, -1, 1, 1)
+    return (mask.unsqueeze(1) == classes).float()
 
 
 class SelfTrainingLoss(ABC):
-    """Loss on a batch of source and target images, and the pseudo-labels that go with it.
+    """What is taught on a batch of source and target images, and the pseudo-labels that go with it.
 
     Attributes:
-        needs_probs: Whether `__call__` needs probabilities of the network that a round started from.
+        needs_probs: Whether `labels` needs probabilities of the network that a round started from.
     """
 
     needs_probs: ClassVar[bool] = False
@@ -28,20 +62,14 @@ class SelfTrainingLoss(ABC):
         return assign_pseudo_labels(scores, thresholds)
 
     @abstractmethod
-    def __call__(
-        self, logits: Tensor, mask: Tensor, is_target: Tensor, probs: Tensor | None, thresholds: Tensor
-    ) -> Tensor:
-        """Loss of a batch.
+    def labels(self, mask: Tensor, is_target: Tensor, thresholds: Tensor, probs: Tensor | None) -> Sequence[Taught]:
+        """What a batch is taught.
 
         Args:
-            logits: (N, C, h, w).
-            mask: int64 (N, H, W) of train ids and pseudo-labels; 255 is not counted.
+            mask: uint8 (N, H, W) of train ids and pseudo-labels; 255 is not counted.
             is_target: bool (N,).
-            probs: Probabilities (N, C, H, W) of the round's starting network on this batch, if needed.
             thresholds: exp(-k_c) of the round, float32 (C,).
-
-        Returns:
-            Scalar; 0 where nothing is labelled.
+            probs: Probabilities (N, C, H, W) of the round's starting network on this batch, if needed.
         """
 
 
@@ -60,29 +88,29 @@ class HardLabels(SelfTrainingLoss):
         """See `assign_pseudo_labels`."""
         return assign_pseudo_labels(scores, thresholds, self.strict)
 
-    def __call__(
-        self, logits: Tensor, mask: Tensor, is_target: Tensor, probs: Tensor | None, thresholds: Tensor
-    ) -> Tensor:
-        """Cross-entropy; domains aren't weighed against each other."""
-        return cross_entropy(logits, mask)
+    def labels(self, mask: Tensor, is_target: Tensor, thresholds: Tensor, probs: Tensor | None) -> Sequence[Taught]:
+        """The labels as they are; domains aren't weighed against each other."""
+        return [Labels(mask)]
 
 
 class MRKLD(SelfTrainingLoss):
     """Model regularisation (CRST): labelled target pixels are kept from full confidence.
 
+    To the cross-entropy it adds alpha times the mean of -(1/C) sum_c log p(c) over the labelled target pixels, which is
+    KL(uniform || p) up to a constant: the cross-entropy with uniform labels.
+
     Args:
-        weight: alpha, factor of KL(uniform || p); applied once, while the published program applies it twice.
+        weight: alpha; applied once, while the published program applies it twice.
     """
 
     def __init__(self, weight: float = 0.1) -> None:
         self.weight = weight
 
-    def __call__(
-        self, logits: Tensor, mask: Tensor, is_target: Tensor, probs: Tensor | None, thresholds: Tensor
-    ) -> Tensor:
-        """Cross-entropy plus the weighted divergence."""
+    def labels(self, mask: Tensor, is_target: Tensor, thresholds: Tensor, probs: Tensor | None) -> Sequence[Taught]:
+        """The labels, and uniform ones on labelled target pixels."""
         labelled_target = (mask != IGNORE_INDEX) & is_target.view(-1, 1, 1)
-        return cross_entropy(logits, mask) + self.weight * mrkld(logits, labelled_target)
+        uniform = torch.full((1, len(thresholds), 1, 1), 1 / len(thresholds), device=mask.device)
+        return [Labels(mask), SoftLabels(uniform, labelled_target, self.weight)]
 
 
 class LRENT(SelfTrainingLoss):
@@ -106,12 +134,9 @@ class LRENT(SelfTrainingLoss):
         soft, kept = lrent_labels(scores, thresholds, self.alpha)
         return torch.where(kept, soft.argmax(dim=1), IGNORE_INDEX).byte()
 
-    def __call__(
-        self, logits: Tensor, mask: Tensor, is_target: Tensor, probs: Tensor | None, thresholds: Tensor
-    ) -> Tensor:
-        """Cross-entropy with the ground truth of source pixels and the soft labels of target pixels."""
+    def labels(self, mask: Tensor, is_target: Tensor, thresholds: Tensor, probs: Tensor | None) -> Sequence[Taught]:
+        """The ground truth of source pixels and the soft labels of target pixels."""
         assert probs is not None
-        labels = one_hot_labels(mask, logits.shape[1])
         soft, _ = lrent_labels(probs, thresholds, self.alpha)
         labelled_target = (mask != IGNORE_INDEX).unsqueeze(1) & is_target.view(-1, 1, 1, 1)
-        return soft_cross_entropy(logits, torch.where(labelled_target, soft, labels))
+        return [SoftLabels(torch.where(labelled_target, soft, one_hot_labels(mask, len(thresholds))))]

@@ -198,11 +198,13 @@ class SelfTrainingRounds(Callback):
         number = self._plan.round_of(trainer.global_step)
         if trainer.global_step == self._plan.first_steps[number]:
             record = self._label(trainer, module, data, number)
-            module.begin_round(record.threshold_tensor())
+            module.use_thresholds(record.threshold_tensor())
+            module.begin_round()
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
         else:
             record = self._resumed(number)
+            module.use_thresholds(record.threshold_tensor())
         return self._union(data, number, record)
 
     def _label(self, trainer: pl.Trainer, module: Any, data: UDADataModule, number: int) -> RoundRecord:

@@ -24,12 +24,13 @@ class Translation(ABC):
     """Changes how images look, never where things are."""
 
     @abstractmethod
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, image: Tensor, generator: torch.Generator, other: Tensor | None = None) -> Tensor:
         """New version of a batch.
 
         Args:
             image: RGB float (N, 3, H, W) in [0, 1].
             generator: Source of randomness, on the CPU.
+            other: Images of the other domain, as `image`, for translations that take their style from them.
 
         Returns:
             Float (N, 3, H, W) in [0, 1].
@@ -191,7 +192,7 @@ class ColorJitter(Translation):
             draws[4:].argsort(axis=0).T,
         )
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, image: Tensor, generator: torch.Generator, other: Tensor | None = None) -> Tensor:
         """Jittered batch, float (N, 3, H, W) in [0, 1]."""
         return color_jitter(image, self.draw(image.shape[0], generator))
 
@@ -245,7 +246,7 @@ class GaussianBlur(Translation):
             raise ValueError(f"GaussianBlur: found sigma={sigma}, expected 0 < lower <= upper.")
         self.sigma = sigma
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, image: Tensor, generator: torch.Generator, other: Tensor | None = None) -> Tensor:
         """Blurred batch, float (N, 3, H, W) in [0, 1]."""
         low, high = self.sigma
         sigma = (low + (high - low) * torch.rand(image.shape[0], generator=generator, dtype=torch.float32)).numpy()
@@ -266,10 +267,10 @@ class RandomApply(Translation):
         self.translation = translation
         self.p = p
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, image: Tensor, generator: torch.Generator, other: Tensor | None = None) -> Tensor:
         """The translated batch, or the given one."""
         gate = torch.rand((), generator=generator).item()  # on the CPU
-        return self.translation(image, generator) if gate < self.p else image
+        return self.translation(image, generator, other) if gate < self.p else image
 
 
 class StrongAugmentation(Translation):
@@ -300,6 +301,6 @@ class StrongAugmentation(Translation):
         self.jitter = RandomApply(ColorJitter(brightness, contrast, saturation, hue, hue_unit), jitter_p)
         self.blur = RandomApply(GaussianBlur(sigma), blur_p)
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, image: Tensor, generator: torch.Generator, other: Tensor | None = None) -> Tensor:
         """Augmented batch, float (N, 3, H, W) in [0, 1]."""
         return self.blur(self.jitter(image, generator), generator)

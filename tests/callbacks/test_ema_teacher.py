@@ -49,7 +49,7 @@ def test_without_warm_up_the_decay_holds_from_the_start():
 def test_one_update_for_each_optimiser_step(accumulate, updates):
     ema = EMATeacher()
     trainer = Trainer(max_steps=6, accumulate_grad_batches=accumulate, callbacks=[ema], **QUIET)
-    trainer.fit(DACS(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+    trainer.fit(DACS(network=tiny_network(), label_space="camvid"), datamodule=tiny_data(val=None))
     assert trainer.global_step == 6
     assert ema.updates == updates
 
@@ -62,7 +62,7 @@ def test_under_accumulation_the_teacher_follows_steps_not_batches():
 
     ema = Recorder(decay=0.5)
     ema.history = []
-    module = DACS(tiny_network(), "camvid")
+    module = DACS(network=tiny_network(), label_space="camvid")
     ema.history.append([p.clone() for p in module.teacher.parameters()])
     Trainer(max_steps=2, accumulate_grad_batches=2, callbacks=[ema], **QUIET).fit(
         module, datamodule=tiny_data(val=None)
@@ -77,14 +77,14 @@ def test_under_accumulation_the_teacher_follows_steps_not_batches():
 def test_the_method_brings_the_callback_and_the_trainer_may_replace_it():
     for given in ([], [EMATeacher(decay=0.5)]):
         trainer = Trainer(max_steps=1, callbacks=list(given), **QUIET)
-        trainer.fit(DACS(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+        trainer.fit(DACS(network=tiny_network(), label_space="camvid"), datamodule=tiny_data(val=None))
         found = [c for c in trainer.callbacks if isinstance(c, EMATeacher)]
         assert len(found) == 1
         assert found[0].decay == (0.5 if given else 0.99)
 
 
 def test_teacher_is_frozen_saved_and_shares_nothing_with_the_student():
-    module = DACS(tiny_network(), "camvid")
+    module = DACS(network=tiny_network(), label_space="camvid")
     pointers = [{t.data_ptr() for t in part.state_dict().values()} for part in (module.student, module.teacher)]
     assert pointers[0].isdisjoint(pointers[1])
     assert not any(p.requires_grad for p in module.teacher.parameters())
@@ -99,7 +99,7 @@ def test_a_method_without_teacher_or_with_a_shared_one_is_refused():
     trainer = Trainer(max_steps=1, callbacks=[EMATeacher()], **QUIET)
     with pytest.raises(ValueError, match="needs a method with a student and a teacher, found SourceOnly"):
         trainer.fit(SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
-    module = DACS(tiny_network(), "camvid")
+    module = DACS(network=tiny_network(), label_space="camvid")
     module.teacher = copy.copy(module.student)
     with pytest.raises(ValueError, match="share storage"):
         Trainer(max_steps=1, **QUIET).fit(module, datamodule=tiny_data(val=None))

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks.image_panels import ImagePanels, compose_strip, log_image
 from lightning_uda.label_spaces import CITYSCAPES
+from lightning_uda.step import Labels, View
 
 HEIGHT, WIDTH = 8, 16
 
@@ -23,14 +24,14 @@ class Module(pl.LightningModule):
         self.mixes = mixes
 
     def training_step(self, batch, batch_idx):
-        output = {"loss": self.weight.square().sum()}
+        self.seen = {
+            name: View(part["image"], [Labels(part["mask"])]) for name, part in batch.items() if "mask" in part
+        }
         if self.mixes:
-            output["mixed"] = {
-                "image": batch["target"]["image"] / 255,
-                "mask": torch.full((2, HEIGHT, WIDTH), 13),
-                "pixel_weights": torch.linspace(0, 1, WIDTH).expand(2, HEIGHT, WIDTH),
-            }
-        return output
+            weights = torch.linspace(0, 0.5, WIDTH).expand(2, HEIGHT, WIDTH)
+            labels = [Labels(torch.full((2, HEIGHT, WIDTH), 13), weights), Labels(batch["source"]["mask"], weights)]
+            self.seen["mixed"] = View(batch["target"]["image"] / 255, labels)
+        return self.weight.square().sum()
 
     def validation_step(self, batch, batch_idx):
         return {"pred": torch.full(batch["mask"].shape, 10)}
@@ -87,7 +88,7 @@ def test_tiles_of_a_mixing_method(tmp_path):
     assert folders == ["step_000002", "step_000004"]
     folder = panels_of(tmp_path) / "step_000004"
     names = {f"val_{i}_{kind}.png" for i in range(3) for kind in ("image", "mask", "prediction")}
-    kinds = ("source", "source_mask", "target", "mixed_image", "mixed_mask", "pixel_weights")
+    kinds = ("source", "source_mask", "target", "mixed_image", "mixed_mask", "mixed_weights")
     names |= {f"train_{i}_{kind}.png" for i in range(2) for kind in kinds}
     assert {path.name for path in folder.iterdir()} == names
 
@@ -102,7 +103,7 @@ def test_tiles_of_a_mixing_method(tmp_path):
     assert (load(folder / "train_0_target.png") == 103).all()
     assert (load(folder / "train_0_mixed_image.png") == 103).all()
     assert (load(folder / "train_0_mixed_mask.png") == CITYSCAPES.palette[13]).all()
-    weights = load(folder / "train_0_pixel_weights.png").astype(int)
+    weights = load(folder / "train_0_mixed_weights.png").astype(int)
     np.testing.assert_allclose(weights[0, 0], (68, 1, 84), atol=2)  # ends of viridis
     np.testing.assert_allclose(weights[0, -1], (253, 231, 37), atol=2)
     assert (np.diff(weights.sum(axis=2)[0]) > 0).all()

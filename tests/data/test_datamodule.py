@@ -58,7 +58,7 @@ def test_a_labelled_target_set_is_used_without_its_labels():
             return []
 
     data = tiny_data(target=Sealed(length=7, seed=2))
-    Trainer(max_steps=4, **QUIET).fit(DACS(tiny_network(), "camvid"), datamodule=data)
+    Trainer(max_steps=4, **QUIET).fit(DACS(network=tiny_network(), label_space="camvid"), datamodule=data)
 
 
 def test_evaluation_batches_come_in_order_with_names_and_native_masks():
@@ -75,7 +75,7 @@ def test_evaluation_batches_come_in_order_with_names_and_native_masks():
 def test_problems_of_all_sets_stop_the_run_in_one_message():
     data = tiny_data(source=BrokenDataset(), target=TinyDataset(length=1))
     with pytest.raises(DatasetError) as error:
-        Trainer(max_steps=1, **QUIET).fit(DACS(tiny_network(), "camvid"), datamodule=data)
+        Trainer(max_steps=1, **QUIET).fit(DACS(network=tiny_network(), label_space="camvid"), datamodule=data)
     message = str(error.value)
     assert "data.source (10 images):\n  - street.png: the file is cut off. Copy it again." in message
     assert "data.target (1 image):\n  - found 1 image, expected at least one batch of 2" in message
@@ -185,7 +185,7 @@ def test_without_its_files_a_cache_changes_no_batch_either(tmp_path):
 
 def test_a_run_builds_the_caches_it_needs_before_training(tmp_path):
     data = cached_data(tmp_path, val=None)
-    Trainer(max_steps=2, **QUIET).fit(DACS(tiny_network(), "camvid"), datamodule=data)
+    Trainer(max_steps=2, **QUIET).fit(DACS(network=tiny_network(), label_space="camvid"), datamodule=data)
     kinds = sorted(folder.name.rsplit("-", 1)[0] for folder in tmp_path.iterdir())
     assert kinds == [
         "TinyDataset-images-16x20-bilinear-png",
@@ -209,5 +209,7 @@ def test_prediction_and_sets_that_are_not_resized_are_read_from_their_files(tmp_
 def test_a_cache_that_does_not_fit_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_uda.data.cache._free", lambda folder: 1000)
     with pytest.raises(DatasetError, match=r"the cache needs about .* but only 0\.0 MB are free"):
-        Trainer(max_steps=1, **QUIET).fit(DACS(tiny_network(), "camvid"), datamodule=cached_data(tmp_path))
+        Trainer(max_steps=1, **QUIET).fit(
+            DACS(network=tiny_network(), label_space="camvid"), datamodule=cached_data(tmp_path)
+        )
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 def train(folder, ckpt_path=None, workers=0, accumulate=1):
     """A run of 6 steps with a checkpoint and a row of metrics after each."""
-    module = DACS(tiny_network(), "camvid", schedule=Poly(0.9), seed=3)
+    module = DACS(network=tiny_network(), label_space="camvid", schedule=Poly(0.9), seed=3)
     checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = Trainer(
         max_steps=6,
@@ -125,7 +125,7 @@ def expected_miou(module, data, size, merged=None):
 @pytest.mark.parametrize("kind", [SourceOnly, TeacherModule])
 def test_predictions_are_scored_at_further_sizes_too_in_one_pass(kind):
     torch.manual_seed(0)
-    module = kind(CountedNetwork(), "camvid", scoring=Scoring(sizes=[(12, 16), (30, 41)]))
+    module = kind(network=CountedNetwork(), label_space="camvid", scoring=Scoring(sizes=[(12, 16), (30, 41)]))
     data = tiny_data()
     (metrics,) = Trainer(logger=False, **QUIET).validate(module, datamodule=data, verbose=False)
     assert module.student.passes == 3
@@ -231,5 +231,5 @@ def test_steps_that_will_not_be_evaluated_are_warned_of(steps, warned, caplog):
 def test_a_method_trains_on_plain_loaders_too():
     data = tiny_data(val=None)
     trainer = Trainer(max_steps=2, logger=False, enable_checkpointing=False, **QUIET)
-    trainer.fit(DACS(tiny_network(), "camvid"), data.train_dataloader())
+    trainer.fit(DACS(network=tiny_network(), label_space="camvid"), data.train_dataloader())
     assert trainer.global_step == 2

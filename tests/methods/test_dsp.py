@@ -4,19 +4,21 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lightning_uda.callbacks import LongTailStatistics
-from lightning_uda.losses import (
+from lightning_uda.methods import DSP
+from lightning_uda.mixing import (
     FirstTermConsistency,
     LiteralConsistency,
-    SoftSegmentationLoss,
     TwoTermConsistency,
-    cross_entropy,
-    mmd,
+    paste_mask_of,
+    soft_paste,
 )
-from lightning_uda.losses.feature_alignment import masked_mean
-from lightning_uda.methods import DSP, dsp
-from lightning_uda.mixing import paste_mask_of, soft_paste
+from lightning_uda.networks.base import Classifier, Outputs
 from lightning_uda.optim import Constant
 from lightning_uda.pseudo_labels import BatchConfidence, UniformWeights, pseudo_label
+from lightning_uda.resize import upsample
+from lightning_uda.step import Labels
+from lightning_uda.terms import FeatureMMD, mmd
+from lightning_uda.terms.feature_mmd import masked_mean
 from tests.fixtures.tiny import tiny_data, tiny_network
 from tests.methods.test_dacs import QUIET, Replay
 
@@ -29,15 +31,15 @@ class ReplayFeatures(Replay):
         self.features = features
         self.feature_channels = 8
 
-    def forward_features(self, image):
-        return self(image), self.features[len(self.shown) - 2]
+    def outputs(self, image):
+        logits = self(image)
+        return Outputs((Classifier(logits),), (self.features[len(self.shown) - 2],))
 
 
 @pytest.fixture
-def step(golden, monkeypatch):
-    """Runs the real training step on the arrays of `dsp_step_paper`; returns them, its output, losses and module."""
+def step(golden):
+    """Runs the real training step on the arrays of `dsp_step_paper`; returns them, its loss, losses and module."""
     g = golden("dsp_step_paper")
-    monkeypatch.setattr(dsp, "to_float", lambda image: image)
     chosen = torch.zeros(2, 256, dtype=torch.bool)
     for image in range(2):
         chosen[image, g[f"chosen_classes_{image}"]] = True
@@ -63,10 +65,10 @@ def step(golden, monkeypatch):
         parts = ("source", "target_mixed", "source_mixed")
         logits = [g[f"student_logits_{part}"].clone().requires_grad_() for part in parts]
         features = [g[f"features_{part}"].clone().requires_grad_() for part in parts[1:]]
-        alignment = {"feature_alignment": dsp.FeatureAlignment(channels=None)}
+        alignment = {"feature_alignment": FeatureMMD(channels=None)}
         module = DSP(
-            ReplayFeatures(()),
-            "cityscapes",
+            network=ReplayFeatures(()),
+            label_space="cityscapes",
             augmentation=None,
             paste_mask=lambda mask, _: paste_mask_of(mask, chosen),
             **{**alignment, **kwargs},
@@ -74,32 +76,33 @@ def step(golden, monkeypatch):
         module.student, module.teacher = ReplayFeatures(logits, features), Replay(g["teacher_logits_target"])
         logged = {}
         module.log_step = logged.update
-        output = module.training_step(batch, 0)
-        output["loss"].backward()
-        return g, output, logged, logits, features, module
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        return g, loss, logged, logits, features, module
 
     return run
 
 
 def test_training_step_is_the_paper(step):
-    g, output, logged, logits, features, module = step()
-    assert torch.allclose(output["mixed"]["image"], g["mixed_target_image"], rtol=0, atol=1e-4)
-    assert torch.equal(output["mixed"]["mask"], g["mixed_target_label"].long())
-    assert torch.equal(module.student.shown[1], output["mixed"]["image"])
+    g, loss, logged, logits, features, module = step()
+    mixed = module.seen["target_mixed"]
+    assert torch.allclose(mixed.image, g["mixed_target_image"], rtol=0, atol=1e-4)
+    assert torch.equal(mixed.labels[0].mask.long(), g["mixed_target_label"].long())
+    assert torch.equal(module.student.shown[1], mixed.image)
     assert torch.allclose(module.student.shown[2], g["mixed_source_image"], rtol=0, atol=1e-4)
     expected = {
         "loss_source": "loss_source",
-        "loss_soft_segmentation": "loss_soft_seg_mean_over_valid",
-        "loss_consistency": "loss_consistency_confidence_weighted",
+        "loss_source_mixed": "loss_soft_seg_mean_over_valid",
+        "loss_target_mixed": "loss_consistency_confidence_weighted",
         "loss_feature": "loss_mmd_weighted",
-        "pixel_weight": "lambda_batch",
     }
     for mine, theirs in expected.items():
         assert logged[mine].item() == pytest.approx(g[theirs].item(), rel=1e-5), mine
-    assert logged["tail_classes"].item() == 2
+    assert logged["lambda"]().item() == pytest.approx(g["lambda_batch"].item(), rel=1e-5)
+    assert logged["tail_classes"]().item() == 2
     share, opacity = g["lambda_batch"].item(), 0.8 * (g["merged_mask"] > 0).float()
-    assert torch.allclose(output["mixed"]["pixel_weights"], opacity + (1 - opacity) * share)
-    assert output["loss"].item() == pytest.approx(sum(g[expected[k]].item() for k in list(expected)[:4]), rel=1e-5)
+    assert torch.allclose(sum(labels.weights for labels in mixed.labels), opacity + (1 - opacity) * share)
+    assert loss.item() == pytest.approx(sum(g[expected[k]].item() for k in expected), rel=1e-5)
     assert torch.allclose(logits[1].grad, g["grad_consistency_confidence_weighted"], rtol=0, atol=1e-7)
     assert torch.allclose(logits[2].grad, g["grad_soft_seg_mean_over_valid"], rtol=0, atol=1e-7)
     for part, tensor in zip(("target_mixed", "source_mixed"), features, strict=True):
@@ -126,20 +129,20 @@ def test_composite_patch_is_the_papers(step):
 )
 def test_other_forms_of_the_consistency_loss(step, consistency, name):
     g, _, logged, logits, *_ = step(consistency=consistency)
-    assert logged["loss_consistency"].item() == pytest.approx(g[f"loss_consistency_{name}"].item(), rel=1e-5)
+    assert logged["loss_target_mixed"].item() == pytest.approx(g[f"loss_consistency_{name}"].item(), rel=1e-5)
     if name != "first_term_only":
         assert torch.allclose(logits[1].grad, g[f"grad_consistency_{name}"], rtol=0, atol=1e-7)
 
 
 def test_soft_segmentation_over_all_pixels(step):
-    g, _, logged, *_ = step(soft_segmentation=SoftSegmentationLoss("all"))
-    assert logged["loss_soft_segmentation"].item() == pytest.approx(g["loss_soft_seg_mean_over_all"].item(), rel=1e-5)
+    g, _, logged, *_ = step(soft_labels_over="all")
+    assert logged["loss_source_mixed"].item() == pytest.approx(g["loss_soft_seg_mean_over_all"].item(), rel=1e-5)
 
 
 def test_literal_equation_is_uniform_weights(step):
     _, _, literal, *_ = step(consistency=LiteralConsistency())
     _, _, uniform, *_ = step(pixel_weighting=UniformWeights())
-    assert literal["loss_consistency"].item() == pytest.approx(uniform["loss_consistency"].item(), rel=1e-6)
+    assert literal["loss_target_mixed"].item() == pytest.approx(uniform["loss_target_mixed"].item(), rel=1e-6)
 
 
 class Losses(Callback):
@@ -150,7 +153,7 @@ class Losses(Callback):
 
 
 def run(steps=3, seed=0, callbacks=(), precision="32-true", **kwargs):
-    module = DSP(tiny_network(), "camvid", schedule=Constant(), seed=seed, **kwargs)
+    module = DSP(network=tiny_network(), label_space="camvid", schedule=Constant(), seed=seed, **kwargs)
     trainer = Trainer(
         max_steps=steps, callbacks=[Losses(), *callbacks], log_every_n_steps=1, precision=precision, **QUIET
     )
@@ -198,14 +201,14 @@ def test_brings_its_callbacks():
 @pytest.mark.parametrize("wrong", [{"beta": 1.2}, {"beta": -0.1}, {"long_tail_k": -1}])
 def test_wrong_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match="expected an opacity in"):
-        DSP(tiny_network(), "camvid", **wrong)
+        DSP(network=tiny_network(), label_space="camvid", **wrong)
 
 
 def test_two_modules_do_not_share_their_projection():
-    first, second = DSP(tiny_network(), "camvid"), DSP(tiny_network(), "camvid")
-    assert first.feature_alignment is not second.feature_alignment
-    assert torch.equal(first.feature_alignment.c1.weight, second.feature_alignment.c1.weight)
-    assert not any("c1" in n for n, p in first.named_parameters() if p.requires_grad)
+    first, second = DSP(network=tiny_network(), label_space="camvid"), DSP(network=tiny_network(), label_space="camvid")
+    assert first.terms["feature"] is not second.terms["feature"]
+    assert torch.equal(first.terms["feature"].projection, second.terms["feature"].projection)
+    assert not any("feature" in name for name, _ in first.named_parameters())
 
 
 def test_parts_reproduce_the_program_of_september_2021(golden):
@@ -237,10 +240,13 @@ def test_parts_reproduce_the_program_of_september_2021(golden):
         {name: g[f"{kind}_{name}_mixed"].requires_grad_() for name in ("target", "source")}
         for kind in ("student_logits", "features")
     )
-    loss_source = cross_entropy(g["student_logits_source"], labels["source"])
-    soft = SoftSegmentationLoss()(logits["source"], labels["source"], mixed_masks["source"], beta)
-    released = (logits["target"], mixed_masks["target"], pseudo_labels, weights, half, beta)
-    consistency = FirstTermConsistency()(*released)
+    log_probs = {name: upsample(z, (24, 24)).log_softmax(1) for name, z in logits.items()}
+    loss_source = Labels(labels["source"]).loss(upsample(g["student_logits_source"], (24, 24)).log_softmax(1))
+    soft = Labels(labels["source"], 1 - beta).loss(log_probs["source"])
+    soft = soft + Labels(mixed_masks["source"], beta).loss(log_probs["source"])
+    released, dropped = FirstTermConsistency().weights(weights, half, beta)
+    assert dropped is None
+    consistency = Labels(mixed_masks["target"], released, "all").loss(log_probs["target"])
     of_first_image = (beta * half[:1]).expand(2, -1, -1)
     paste = mmd(*(masked_mean(features[name], of_first_image) for name in ("target", "source")))
     whole = mmd(*(features[name].mean((2, 3)) for name in ("target", "source")))
@@ -249,7 +255,7 @@ def test_parts_reproduce_the_program_of_september_2021(golden):
         "loss_source": loss_source,
         "loss_soft_segmentation": soft,
         "loss_consistency_as_released": consistency,
-        "loss_consistency_dropped_term": TwoTermConsistency()(*released) - consistency,
+        "loss_consistency_dropped_term": Labels(pseudo_labels, second, "all").loss(log_probs["target"]),
         "loss_mmd_paste": paste,
         "loss_mmd_global": whole,
         "loss_total_as_released": total,

@@ -23,26 +23,34 @@ def test_target_images_are_mixed_with_the_next_one_of_the_batch():
     half = torch.zeros(3, 8, 8, dtype=torch.bool)
     half[:, :4] = True
     module = NaiveClassMix(
-        Replay(), "cityscapes", ImageConfidence(0.9), augmentation=None, paste_mask=lambda mask, _: half
+        pixel_weighting=ImageConfidence(0.9),
+        augmentation=None,
+        paste_mask=lambda mask, _: half,
+        network=Replay(),
+        label_space="cityscapes",
     )
     module.student, module.teacher = Replay(*torch.randn(2, 3, 19, 8, 8)), Replay(teacher_logits)
     module.log_step = lambda values: None
     image = torch.randint(0, 255, (3, 3, 8, 8), dtype=torch.uint8)
     source = {"image": image, "mask": torch.zeros(3, 8, 8, dtype=torch.uint8)}
-    mixed = module.training_step({"source": source, "target": {"image": image}}, 0)["mixed"]
+    module.training_step({"source": source, "target": {"image": image}}, 0)
+    mixed = module.seen["mixed"]
+    (mixed_labels,) = mixed.labels
     confidence, labels = teacher_logits.softmax(1).max(1)
     share = (confidence >= 0.9).float().mean((1, 2))
     assert len(set(share.tolist())) == 3
     for b in range(3):
         n = (b + 1) % 3
-        assert torch.equal(mixed["image"][b], torch.cat([image[b, :, :4], image[n, :, 4:]], 1) / 255)
-        assert torch.equal(mixed["mask"][b], torch.cat([labels[b, :4], labels[n, 4:]]))
-        assert torch.allclose(mixed["pixel_weights"][b, :4], share[b])
-        assert torch.allclose(mixed["pixel_weights"][b, 4:], share[n])
+        assert torch.equal(mixed.image[b], torch.cat([image[b, :, :4], image[n, :, 4:]], 1) / 255)
+        assert torch.equal(mixed_labels.mask[b].long(), torch.cat([labels[b, :4], labels[n, 4:]]))
+        assert torch.allclose(mixed_labels.weights[b, :4], share[b])
+        assert torch.allclose(mixed_labels.weights[b, 4:], share[n])
 
 
 def run(data=None, **kwargs):
-    module = NaiveClassMix(tiny_network(), "camvid", UniformWeights(), schedule=Constant(), **kwargs)
+    module = NaiveClassMix(
+        pixel_weighting=UniformWeights(), network=tiny_network(), label_space="camvid", schedule=Constant(), **kwargs
+    )
     trainer = Trainer(max_steps=3, **QUIET)
     trainer.fit(module, datamodule=data or tiny_data(val=None))
     return torch.cat([p.detach().flatten() for p in module.student.parameters()]), module
@@ -69,11 +77,11 @@ def test_an_oracle_prior_needs_target_labels():
 
 
 def test_single_images_are_refused():
-    with pytest.raises(ValueError, match=r"data\.batch_size=1, set 2 or more"):
+    with pytest.raises(ValueError, match=r"data\.batch_size: found 1, but NaiveClassMix needs 2 images"):
         run(tiny_data(val=None, batch_size=1))
 
 
 def test_a_prior_without_alignment_is_refused():
     trainer = Trainer(max_steps=1, callbacks=[AlignmentPrior()], **QUIET)
     with pytest.raises(ValueError, match="AlignmentPrior needs a method with `alignment`"):
-        trainer.fit(NaiveClassMix(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+        trainer.fit(NaiveClassMix(network=tiny_network(), label_space="camvid"), datamodule=tiny_data(val=None))

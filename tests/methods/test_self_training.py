@@ -44,7 +44,7 @@ def source_checkpoint(folder, num_classes=11):
 
 
 def test_a_step_is_the_cross_entropy_of_all_labelled_pixels_of_the_batch():
-    module = SelfTraining(tiny_network(), "camvid")
+    module = SelfTraining(network=tiny_network(), label_space="camvid")
     module.log_step = lambda values: None
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (4, 3, 24, 32), dtype=torch.uint8, generator=generator)
@@ -61,7 +61,9 @@ def test_a_step_is_the_cross_entropy_of_all_labelled_pixels_of_the_batch():
 def test_it_starts_from_source_trained_weights(tmp_path):
     source, path = source_checkpoint(tmp_path / "source/version_0")
     for given in (path, tmp_path / "source", tmp_path / "source/version_0"):
-        module = SelfTraining(tiny_network(), "camvid", one_round(), source_checkpoint=str(given))
+        module = SelfTraining(
+            network=tiny_network(), label_space="camvid", rounds=one_round(), source_checkpoint=str(given)
+        )
         module.trainer = Trainer(**QUIET)
         module.setup("fit")
         for name, tensor in source.student.state_dict().items():
@@ -81,26 +83,28 @@ def test_the_latest_version_of_a_run_is_taken(tmp_path):
 
 def test_unusable_source_checkpoints_are_refused_before_training(tmp_path):
     _, path = source_checkpoint(tmp_path / "other", num_classes=19)
-    module = SelfTraining(tiny_network(), "camvid", source_checkpoint=str(path))
+    module = SelfTraining(network=tiny_network(), label_space="camvid", source_checkpoint=str(path))
     with pytest.raises(ValueError, match=r"last.ckpt: trained on 19 classes \['road'.*this run has 11 \['Sky'"):
         Trainer(**QUIET).fit(module, datamodule=data_of())
     torch.save(tiny_network(num_classes=7).state_dict(), tmp_path / "weights.pth")
-    module = SelfTraining(tiny_network(), "camvid", source_checkpoint=str(tmp_path / "weights.pth"))
+    module = SelfTraining(network=tiny_network(), label_space="camvid", source_checkpoint=str(tmp_path / "weights.pth"))
     with pytest.raises(WeightsError, match=r"classifier.weight \(file \(7, 8, 1, 1\), network \(11, 8, 1, 1\)\)"):
         Trainer(**QUIET).fit(module, datamodule=data_of())
-    module = SelfTraining(tiny_network(), "camvid", source_checkpoint=str(tmp_path / "none.ckpt"))
+    module = SelfTraining(network=tiny_network(), label_space="camvid", source_checkpoint=str(tmp_path / "none.ckpt"))
     with pytest.raises(FileNotFoundError, match="found no such file"):
         Trainer(**QUIET).fit(module, datamodule=data_of())
 
 
 def test_without_a_source_checkpoint_it_says_so(caplog):
-    Trainer(**QUIET).fit(SelfTraining(tiny_network(), "camvid", one_round()), datamodule=data_of())
+    Trainer(**QUIET).fit(
+        SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round()), datamodule=data_of()
+    )
     assert "source_checkpoint isn't set" in caplog.text
 
 
 @pytest.mark.parametrize("loss", [MRKLD(), LRENT()])
 def test_regularised_losses_train(loss):
-    module = SelfTraining(tiny_network(), "camvid", one_round(), loss=loss)
+    module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round(), loss=loss)
     trainer = Trainer(**QUIET)
     trainer.fit(module, datamodule=data_of())
     assert trainer.global_step == trainer.max_steps == 9  # 7 target and 10 source images, by 2
@@ -110,19 +114,28 @@ def test_regularised_losses_train(loss):
 
 def test_soft_labels_and_a_spatial_prior_are_refused():
     with pytest.raises(ValueError, match="found the loss LRENT and a spatial prior"):
-        SelfTraining(tiny_network(), "camvid", one_round(spatial_prior=SpatialPrior((16, 16), radius=2)), loss=LRENT())
+        SelfTraining(
+            network=tiny_network(),
+            label_space="camvid",
+            rounds=one_round(spatial_prior=SpatialPrior((16, 16), radius=2)),
+            loss=LRENT(),
+        )
 
 
 def test_soft_labels_come_from_the_network_that_the_round_started_with():
     rounds = SelfTrainingRounds(num_rounds=2, epochs_per_round=1)
     module = SelfTraining(
-        tiny_network(), "camvid", rounds, loss=LRENT(), optimizer=lambda params: torch.optim.SGD(params, lr=0.05)
+        network=tiny_network(),
+        label_space="camvid",
+        rounds=rounds,
+        loss=LRENT(),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
     )
     kept = []
     begin = module.begin_round
 
-    def record(thresholds):
-        begin(thresholds)
+    def record():
+        begin()
         kept.append({name: tensor.clone() for name, tensor in module.student.state_dict().items()})
 
     module.begin_round = record
@@ -132,14 +145,14 @@ def test_soft_labels_come_from_the_network_that_the_round_started_with():
         assert torch.equal(tensor, kept[1][name])
     assert not torch.equal(kept[0]["classifier.weight"], kept[1]["classifier.weight"])
     assert not any(parameter.requires_grad for parameter in module.starting_network.parameters())
-    assert SelfTraining(tiny_network(), "camvid").starting_network is None
+    assert SelfTraining(network=tiny_network(), label_space="camvid").starting_network is None
 
 
 def test_a_schedule_counts_the_steps_of_all_rounds():
     module = SelfTraining(
-        tiny_network(),
-        "camvid",
-        SelfTrainingRounds(num_rounds=2, epochs_per_round=1, lr_round_factor=0.5),
+        network=tiny_network(),
+        label_space="camvid",
+        rounds=SelfTrainingRounds(num_rounds=2, epochs_per_round=1, lr_round_factor=0.5),
         optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
         schedule=Poly(power=1.0),
     )

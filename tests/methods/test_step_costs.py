@@ -16,7 +16,7 @@ from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.datasets import FolderDataset
 from lightning_uda.methods import DACS, DSP, MeanTeacher, NaiveClassMix
-from lightning_uda.networks.base import InputNormalization, SegmentationNetwork
+from lightning_uda.networks.base import Classifier, InputNormalization, Outputs, SegmentationNetwork
 from tests.fixtures.tiny import tiny_network
 from tests.methods.test_dacs import QUIET
 
@@ -35,8 +35,8 @@ class Leaf(SegmentationNetwork):
     def forward(self, image):
         return self.answers[0]
 
-    def forward_features(self, image):
-        return self.answers[0], self.answers[1]
+    def outputs(self, image):
+        return Outputs((Classifier(self.answers[0]),), (self.answers[1],))
 
     def encode(self, inputs):
         raise AssertionError
@@ -45,7 +45,7 @@ class Leaf(SegmentationNetwork):
         raise AssertionError
 
     def parameter_groups(self):
-        return [{"name": "backbone", "params": list(self.parameters()), "lr_scale": 1.0, "update_repeats": 1}]
+        return [{"name": "backbone", "params": list(self.parameters()), "lr_scale": 1.0}]
 
 
 def batch(device):
@@ -64,9 +64,9 @@ METHODS = [DACS, DSP, MeanTeacher, NaiveClassMix]
 
 
 def step(method, device, batch_idx=0):
-    module = method(Leaf(), "cityscapes").to(device)
+    module = method(network=Leaf(), label_space="cityscapes").to(device)
     module.log_step = lambda values: None
-    return module, lambda: module.training_step(batch(device), batch_idx)["loss"].backward()
+    return module, lambda: module.training_step(batch(device), batch_idx).backward()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -103,11 +103,11 @@ class Counted(TorchDispatchMode):
 def test_a_dacs_step_makes_at_most_150_aten_calls_outside_the_network():
     teacher, most = EMATeacher(), 0
     for batch_idx in range(20):
-        module = DACS(Leaf(), "cityscapes")
+        module = DACS(network=Leaf(), label_space="cityscapes")
         module.log_step = lambda values: None
         data, counted = batch("cpu"), Counted()
         with counted:
-            module.training_step(data, batch_idx)["loss"].backward()
+            module.training_step(data, batch_idx).backward()
             teacher.update(module.student, module.teacher)
         most = max(most, counted.calls)
     assert 100 < most <= 150  # the least is about 70, without jitter and blur
@@ -148,7 +148,7 @@ def folder_data(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("num_workers", "refused"), [(1, False), (0, True)])
 def test_no_image_is_opened_in_the_training_process(folder_data, tmp_path, num_workers, refused):
-    module = DSP(tiny_network(), "camvid", long_tail_k=1)
+    module = DSP(network=tiny_network(), label_space="camvid", long_tail_k=1)
     module.on_train_start = lambda: setattr(Watched, "training", True)
     statistics = LongTailStatistics(num_classes=2, cache_dir=str(tmp_path / "cache"))
     trainer = Trainer(max_steps=3, callbacks=[statistics], **QUIET)

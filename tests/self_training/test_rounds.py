@@ -36,9 +36,9 @@ def data_of(**kwargs):
 def module_of(network=None, lr=0.05, **rounds):
     settings = {"num_rounds": 2, "epochs_per_round": 3, "source_images": SourcePerTarget(1.0), **rounds}
     return SelfTraining(
-        tiny_network() if network is None else network,
-        "camvid",
-        SelfTrainingRounds(**settings),
+        network=tiny_network() if network is None else network,
+        label_space="camvid",
+        rounds=SelfTrainingRounds(**settings),
         optimizer=lambda params: torch.optim.SGD(params, lr=lr, momentum=0.9),
     )
 

@@ -1,0 +1,245 @@
+"""One training step: what the student saw, what it was taught about it, and what that cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.networks.base import Classifier, Outputs, SegmentationNetwork
+from lightning_uda.resize import size_of, upsample
+from lightning_uda.translation import Translation
+
+Window = tuple[int, int, int, int]
+"""Part of an image: its first row and column, its height and its width, in pixels."""
+
+
+class Taught(Protocol):
+    """What pixels are taught to be: `Labels`, or anything else that can be compared with log-probabilities."""
+
+    def loss(self, log_probs: Tensor) -> Tensor:
+        """Loss, a scalar, of log-probabilities float32 (N, C, H, W)."""
+        ...
+
+    def crop(self, window: Window) -> Taught:
+        """The same for a part of the image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One class for each pixel; its loss is the weighted mean of the pixels' cross-entropy.
+
+    Attributes:
+        mask: Train ids, uint8 or int64 (N, H, W); pixels of 255 (void) add nothing.
+        weights: Of each pixel, float (N, H, W), or of all pixels, a number.
+        over: What the mean is over: "valid", the pixels that aren't void (L_s of DACS), or "all" pixels (its L_m).
+    """
+
+    mask: Tensor
+    weights: Tensor | float = 1.0
+    over: Literal["valid", "all"] = "valid"
+
+    def loss(self, log_probs: Tensor) -> Tensor:
+        """Weighted mean cross-entropy; 0 where no pixel is valid."""
+        mask = self.mask.long()
+        if isinstance(self.weights, Tensor):
+            per_pixel = F.nll_loss(log_probs, mask, ignore_index=IGNORE_INDEX, reduction="none") * self.weights
+            return per_pixel.mean() if self.over == "all" else per_pixel.sum() / self._valid_pixels()
+        total = F.nll_loss(log_probs, mask, ignore_index=IGNORE_INDEX, reduction="sum")
+        mean = total / (mask.numel() if self.over == "all" else self._valid_pixels())
+        return mean if self.weights == 1 else self.weights * mean
+
+    def _valid_pixels(self) -> Tensor:
+        return (self.mask != IGNORE_INDEX).sum().clamp(min=1)
+
+    def crop(self, window: Window) -> Labels:
+        """The labels of a part of the image."""
+        weights = cut(self.weights, window) if isinstance(self.weights, Tensor) else self.weights
+        return replace(self, mask=cut(self.mask, window), weights=weights)
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """A distribution over the classes for each pixel; its loss is the mean of -sum_c y(c) log p(c).
+
+    Attributes:
+        probs: y, float (N, C, H, W), or of a shape that extends to it; 0 in all classes for pixels without a label.
+        valid: bool (N, H, W): the pixels that the mean is over, if they aren't those whose `probs` aren't all 0.
+        weight: Factor of the loss.
+    """
+
+    probs: Tensor
+    valid: Tensor | None = None
+    weight: float = 1.0
+
+    def loss(self, log_probs: Tensor) -> Tensor:
+        """Mean cross-entropy with the distributions; 0 where no pixel has one."""
+        valid = self.probs.any(dim=1) if self.valid is None else self.valid
+        per_pixel = -(self.probs * log_probs).sum(dim=1)
+        return self.weight * torch.where(valid, per_pixel, 0).sum() / valid.sum().clamp(min=1)
+
+    def crop(self, window: Window) -> SoftLabels:
+        """The labels of a part of the image."""
+        valid = None if self.valid is None else cut(self.valid, window)
+        probs = cut(self.probs, window) if size_of(self.probs) != (1, 1) else self.probs
+        return replace(self, probs=probs, valid=valid)
+
+
+@dataclass(frozen=True)
+class View:
+    """Images that the student saw.
+
+    Attributes:
+        image: RGB (N, 3, H, W), uint8 or float in [0, 1].
+        labels: What was taught; several where pixels have several labels (a soft paste), none where nothing was.
+        opacity: Of what was pasted into the images, in [0, 1], (N, H, W) of any type; `None` where nothing was.
+        outputs: What the student made of them; `None` in views that are kept for pictures.
+    """
+
+    image: Tensor
+    labels: Sequence[Taught] = ()
+    opacity: Tensor | None = None
+    outputs: Outputs | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of the main classifier, (N, C, h, w)."""
+        return self._outputs.classifiers[0].logits
+
+    @property
+    def features(self) -> tuple[Tensor, ...]:
+        """Feature levels (N, D, h, w), fine to coarse."""
+        return self._outputs.features
+
+    @property
+    def _outputs(self) -> Outputs:
+        assert self.outputs is not None
+        return self.outputs
+
+
+@dataclass
+class Step:
+    """What a method's algorithm works on.
+
+    Attributes:
+        batch: The streams: "image" uint8 (N, 3, H, W) and, of labelled ones, "mask" uint8 (N, H, W) of train ids.
+        generator: Source of all randomness of the step, on the CPU.
+        student: The network that learns.
+        views: What it saw so far, by name.
+        losses: What that cost, scalars by name.
+        log: Further figures by name, scalars or functions that give one; these are called at logging steps only.
+    """
+
+    batch: Mapping[str, Mapping[str, Tensor]]
+    generator: torch.Generator
+    student: SegmentationNetwork
+    views: dict[str, View] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    log: dict[str, Tensor | Callable[[], Tensor]] = field(default_factory=dict)
+
+    def learn(self, name: str, image: Tensor, *labels: Taught, opacity: Tensor | None = None) -> View:
+        """Shows images to the student and teaches it their labels; adds the loss `loss_<name>`.
+
+        Every classifier that the network declares is taught, on the part of the image that it covers. The loss is the
+        sum over classifiers, by their weights, and over `labels`.
+
+        Args:
+            name: Of the view and of its loss.
+            image: RGB (N, 3, H, W), uint8 or float in [0, 1].
+            *labels: What is taught; their losses are added up.
+            opacity: As in `View`.
+        """
+        view = self._show(name, image, labels, opacity)
+        assert view.outputs is not None
+        parts = [self._loss(part, labels, size_of(image)) for part in view.outputs.classifiers]
+        self.losses[f"loss_{name}"] = reduce(add, parts)
+        return view
+
+    def look(self, name: str, image: Tensor) -> View:
+        """Shows images to the student without teaching it; gradients flow to whatever a term makes of the view."""
+        return self._show(name, image, (), None)
+
+    def translate(self, translation: Translation | None, image: Tensor, other: Tensor | None = None) -> Tensor:
+        """Images as a translation changes them, or as they are where there is none.
+
+        Args:
+            translation: What to apply.
+            image: RGB float (N, 3, H, W) in [0, 1].
+            other: Images of the other domain, for translations that take their style from them.
+        """
+        return image if translation is None else translation(image, self.generator, other)
+
+    @property
+    def loss(self) -> Tensor:
+        """Sum of all losses so far."""
+        return reduce(add, self.losses.values())
+
+    def _show(self, name: str, image: Tensor, labels: Sequence[Taught], opacity: Tensor | None) -> View:
+        view = self.views[name] = View(image, labels, opacity, self.student.outputs(to_float(image)))
+        return view
+
+    def _loss(self, classifier: Classifier, labels: Sequence[Taught], size: tuple[int, int]) -> Tensor:
+        logits, weight, window = classifier
+        if window is not None:
+            labels, size = [part.crop(window) for part in labels], window[2:]
+        log_probs = upsample(logits, size, self.student.align_corners).log_softmax(dim=1)
+        loss = reduce(add, [part.loss(log_probs) for part in labels])
+        return loss if weight == 1 else weight * loss
+
+
+class Term(nn.Module):
+    """A further term of a method's loss, over what the student has seen; it may show the student more.
+
+    Any method takes any term by name: `--model.terms.<name> <class>`. It is logged as `train/loss_<name>`.
+
+    Args:
+        weight: Factor of the term in the sum of losses.
+
+    Attributes:
+        min_batch_size: Least number of images of each stream in a batch that the term makes sense for.
+    """
+
+    min_batch_size: int = 1
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def prepare(self, network: SegmentationNetwork) -> None:
+        """Makes what depends on the network; called once, before training."""
+
+    def forward(self, step: Step) -> Tensor:
+        """The term without its weight, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__}.forward isn't written: it gives the term of a step, a scalar")
+
+    def view(self, step: Step, name: str) -> View:
+        """A view that the student saw in this step.
+
+        Raises:
+            ValueError: If the method shows the student no view of that name.
+        """
+        if name not in step.views:
+            raise ValueError(
+                f"{type(self).__name__}: found no view {name!r}; the method's step has {sorted(step.views)}. Name "
+                "views of the method in the term's arguments."
+            )
+        return step.views[name]
+
+
+def to_float(image: Tensor) -> Tensor:
+    """Images uint8 (N, 3, H, W) as float32 in [0, 1]; floating-point images as they are."""
+    return image if image.is_floating_point() else image.to(torch.float32).div_(255)
+
+
+def cut(tensor: Tensor, window: Window) -> Tensor:
+    """A part of images or maps (..., H, W), which shares their memory."""
+    top, left, height, width = window
+    return tensor[..., top : top + height, left : left + width]
