@@ -34,6 +34,7 @@ from lightning_uda.callbacks import IoUTable, PredictionWriter, StepProgressBar
 from lightning_uda.data.check import print_report, scan
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.dataset import DatasetError, Problem
+from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
 from lightning_uda.networks import WeightsError
@@ -191,6 +192,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_trainer(arguments: list[str]) -> UDACLI:
     """`fit`, `validate`, `test` and `predict`."""
+    allow_includes()
     return UDACLI(
         UDAModule,
         UDADataModule,
@@ -219,6 +221,7 @@ def check_data(arguments: list[str]) -> int:
     Returns:
         Exit status: 0 if no dataset has a problem, else 1.
     """
+    allow_includes()
     cli = DataCheckCLI(
         UDAModule,
         UDADataModule,

@@ -1,0 +1,65 @@
+"""Config files that take over others: the key `include`, anywhere in a YAML file that the command line reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+
+def allow_includes() -> None:
+    """Lets YAML files of the command line's parser include others; called once, before anything is parsed.
+
+    In `include: FILE`, or a list of files, a path is relative to the file that it stands in. What stands beside the key
+    goes over what is included, mapping by mapping; a part of another class, a list or `null` replaces what was there.
+    Plain paths in included files are taken relative to the file that includes, as those of one folder.
+    """
+    load = get_loader("yaml")
+    if getattr(load, "resolves_includes", False):
+        return
+
+    def load_with_includes(content: str) -> Any:
+        return resolve(load(content), Path(os.getcwd()), load)  # the parser changes to the folder of each file it reads
+
+    load_with_includes.resolves_includes = True  # type: ignore[attr-defined]
+    set_loader("yaml", load_with_includes, (yaml.YAMLError,))
+
+
+def resolve(node: Any, folder: Path, load: Callable[[str], Any], above: tuple[Path, ...] = ()) -> Any:
+    """What a part of a config file is once everything is included.
+
+    Args:
+        node: Content of the file.
+        folder: What paths are relative to.
+        load: Reads YAML text.
+        above: The files that are being included.
+
+    Raises:
+        ValueError: If a file that is to be included is missing or includes itself.
+    """
+    if not isinstance(node, Mapping):
+        return node
+    merged: Any = {}
+    given = node.get("include", [])
+    for name in [given] if isinstance(given, str) else given:
+        path = (folder / name).resolve()
+        if path in above or not path.is_file():
+            problem = "it includes itself" if path in above else "found no such file"
+            raise ValueError(f"include: {name}: {problem}. Paths are relative to the file that includes: {folder}.")
+        content = resolve(load(path.read_text(encoding="utf-8")), path.parent, load, (*above, path))
+        merged = overlay(merged, content)
+    own = {key: resolve(value, folder, load, above) for key, value in node.items() if key != "include"}
+    return overlay(merged, own)
+
+
+def overlay(base: Any, over: Any) -> Any:
+    """`over` on `base`: mappings are merged key by key, unless they name different classes; all else is replaced."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return over
+    if "class_path" in over and over["class_path"] != base.get("class_path", over["class_path"]):
+        return over
+    return {**base, **{key: overlay(base[key], value) if key in base else value for key, value in over.items()}}
