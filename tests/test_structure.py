@@ -162,10 +162,8 @@ def print_figures(root):
     for name in methods.__all__:
         method = getattr(methods, name)
         parameters = [p for p in inspect.signature(method.__init__).parameters if p not in ("self", "common")]
-        step = method.algorithm if hasattr(method, "algorithm") else method.training_step
-        print(
-            f"  {name:15} {len(parameters):3} constructor arguments, step {len(inspect.getsource(step).splitlines())} lines"
-        )
+        step = inspect.getsource(method.algorithm if hasattr(method, "algorithm") else method.training_step)
+        print(f"  {name:15} {len(parameters):3} constructor arguments, step {len(step.splitlines())} lines")
 
 
 if __name__ == "__main__":
