@@ -21,7 +21,7 @@ TILES = (
     ("new target image", "val_{}_image"),
     ("mixed image", "train_{}_mixed_image"),
     ("mixed labels", "train_{}_mixed_mask"),
-    ("pixel weights", "train_{}_pixel_weights"),
+    ("pixel weights", "train_{}_mixed_weights"),
     ("DACS's prediction", "val_{}_prediction"),
 )
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 SHORT = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--data.num_workers", "0"]
-SMALL = ["--data.batch_size", "1", *[f"--data.{name}.size=[32, 64]" for name in ("source", "target", "val")]]
+SMALL = ["--data.batch_size", "2", *[f"--data.{name}.size=[32, 64]" for name in ("source", "target", "val")]]
 SMALL += [f"--data.{name}.length=4" for name in ("source", "target", "val")]
 FOLDERS = ["--model.network.backbone", "resnet10t", "--model.network.pretrained", "false"]
 FOLDERS += ["--data.source_transform.crop", "[32, 32]", "--data.target_transform.crop", "[32, 32]"]
