@@ -33,7 +33,7 @@ class ImagePanels(Callback):
 
     Tiles are written as `panels/step_000800/val_0_image.png`, `..._mask.png`, `..._prediction.png` (`test_...` when
     testing) and `train_0_source.png`, `..._source_mask.png`, `..._target.png` (in self-training `..._union.png` and
-    `..._union_mask.png`); each further view of the student (`seen` of the module), such as DACS's "mixed", adds
+    `..._union_mask.png`); each further view of the student (`last_views` of the module), such as DACS's "mixed", adds
     `train_0_mixed_image.png` and, where it was taught, `..._mixed_mask.png` and `..._mixed_weights.png`. Loggers that
     take images get one captioned strip per sample. Nothing is copied from the device except when pictures are drawn.
 
@@ -125,7 +125,7 @@ class ImagePanels(Callback):
         if (batch := self._train_batch) is None or not trainer.is_global_zero:
             return
         for index in range(min(self.num_images, len(_streams_of(batch)[0][1]["image"]))):
-            tiles = _train_tiles(batch, pl_module.seen, index, pl_module.label_space)
+            tiles = _train_tiles(batch, pl_module.last_views, index, pl_module.label_space)
             self._save(trainer, f"train_{index}", tiles, f"train/panel_{index}")
 
     def _save(self, trainer: pl.Trainer, prefix: str, tiles: Mapping[str, Array], key: str) -> None:

@@ -62,7 +62,7 @@ class UDAModule(LightningModule):
     min_batch_size: int = 1
     """Least number of images of each stream in a batch."""
 
-    seen: Mapping[str, View] = {}
+    last_views: Mapping[str, View] = {}
     """What the student saw in the last training step, without what it made of it; for pictures."""
 
     student: SegmentationNetwork
@@ -134,7 +134,7 @@ class UDAModule(LightningModule):
             step.losses[f"loss_{name}"] = cast(Term, term).weight * term(step)
         loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
-        self.seen = {name: replace(view, outputs=None) for name, view in step.views.items()}
+        self.last_views = {name: replace(view, outputs=None) for name, view in step.views.items()}
         return loss
 
     def setup(self, stage: str) -> None:

@@ -24,13 +24,13 @@ class Module(pl.LightningModule):
         self.mixes = mixes
 
     def training_step(self, batch, batch_idx):
-        self.seen = {
+        self.last_views = {
             name: View(part["image"], [Labels(part["mask"])]) for name, part in batch.items() if "mask" in part
         }
         if self.mixes:
             weights = torch.linspace(0, 0.5, WIDTH).expand(2, HEIGHT, WIDTH)
             labels = [Labels(torch.full((2, HEIGHT, WIDTH), 13), weights), Labels(batch["source"]["mask"], weights)]
-            self.seen["mixed"] = View(batch["target"]["image"] / 255, labels)
+            self.last_views["mixed"] = View(batch["target"]["image"] / 255, labels)
         return self.weight.square().sum()
 
     def validation_step(self, batch, batch_idx):

@@ -56,7 +56,7 @@ def test_training_step_is_the_reference(golden):
     loss = module.training_step({"source": source, "target": {"image": g["target_image"]}}, 0)
     loss.backward()
 
-    mixed = module.seen["mixed"]
+    mixed = module.last_views["mixed"]
     (labels,) = mixed.labels
     assert torch.allclose(mixed.image, g["mixed_image"], rtol=0, atol=1e-4)
     assert torch.equal(labels.mask.long(), g["mixed_target"])

@@ -34,7 +34,7 @@ def test_target_images_are_mixed_with_the_next_one_of_the_batch():
     image = torch.randint(0, 255, (3, 3, 8, 8), dtype=torch.uint8)
     source = {"image": image, "mask": torch.zeros(3, 8, 8, dtype=torch.uint8)}
     module.training_step({"source": source, "target": {"image": image}}, 0)
-    mixed = module.seen["mixed"]
+    mixed = module.last_views["mixed"]
     (mixed_labels,) = mixed.labels
     confidence, labels = teacher_logits.softmax(1).max(1)
     share = (confidence >= 0.9).float().mean((1, 2))
