@@ -71,7 +71,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file aside and renames it, so that nobody ever sees half of it.
 
     Args:

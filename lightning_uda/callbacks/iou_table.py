@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import rich
 from lightning.pytorch.callbacks import Callback
+from rich.console import RenderableType
 from rich.table import Table
 from torch import Tensor
 
@@ -102,18 +103,19 @@ class IoUTable(Callback):
 
 def iou_table(title: str, evaluations: Sequence[Evaluation]) -> Table:
     """Classes and means of an evaluation for the console; each further size has a column in it."""
-    first, *others = evaluations
-    space, rows = first.label_space, []
+    space, sizes = evaluations[0].label_space, [f"at {other.size}" for other in evaluations[1:]]
+    rows = []
     for i, (name, color) in enumerate(zip(space.classes, space.palette, strict=True)):
-        at_others = [percent(other.iou[i]) for other in others]
-        rows.append(
-            Row(name, (percent(first.iou[i]), percent_bar(first.iou[i]), *at_others, percent(first.share[i])), color)
-        )
-    for name, value in first.means.items():
-        at_others = [percent(other.means[name]) for other in others]
-        cells = (percent(value), percent_bar(value), *at_others, "")
-        rows.append(Row(mean_label(name), cells, style="bold", section=name == mean_column()))
-    return console_table(title, ("class", "IoU %", "", *(f"at {other.size}" for other in others), "pixels %"), rows)
+        values = [one.iou[i] for one in evaluations]
+        rows.append(Row(name, [*_cells(values), percent(evaluations[0].share[i])], color))
+    for name in evaluations[0].means:
+        values = [one.means[name] for one in evaluations]
+        rows.append(Row(mean_label(name), [*_cells(values), ""], None, "bold", section=name == mean_column()))
+    return console_table(title, ("class", "IoU %", "", *sizes, "pixels %"), rows)
+
+
+def _cells(values: Sequence[float]) -> list[RenderableType]:
+    return [percent(values[0]), percent_bar(values[0]), *map(percent, values[1:])]
 
 
 def _log(module: Any, stage: str, evaluations: Sequence[Evaluation]) -> None:

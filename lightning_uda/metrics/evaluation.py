@@ -39,7 +39,9 @@ class Evaluation:
 
     def summary(self) -> str:
         """The means in one line, such as `mIoU 31.2  mIoU (13) 40.1`."""
-        return "  ".join(f"{mean_label(at_size(name, self.size))} {percent(value)}" for name, value in self.means.items())
+        return "  ".join(
+            f"{mean_label(at_size(name, self.size))} {percent(value)}" for name, value in self.means.items()
+        )
 
 
 def evaluate(confusion: Tensor, label_space: LabelSpace, size: str | None = None) -> Evaluation:
