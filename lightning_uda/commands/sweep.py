@@ -265,7 +265,7 @@ def _scores(run: Run | None, metric: str) -> tuple[float | None, float | None, i
     if not values:
         return None, None, None
     best, step = max(zip(values, steps, strict=True))
-    return values[-1], best, step
+    return round(values[-1], 4), round(best, 4), step
 
 
 def _table(sweep: Sweep, rows: Mapping[str, tuple[float | None, float | None, int | None]]) -> Table:

@@ -164,7 +164,7 @@ def _rows(one: FoldedSet) -> list[list[Any]]:
 def _folded_set(title: str, runs: Sequence[Run]) -> FoldedSet:
     for first, second in combinations(runs, 2):
         _require_distinct(title, first, second)
-    ordered = sorted(runs, key=lambda run: -1 if _fold(run) is None else _fold(run))
+    ordered = sorted(runs, key=_fold_order)
     notes = [*_missing(title, ordered), *(note for run in ordered for note in _adapted_to_scored(run))]
     return FoldedSet(title, tuple(ordered), tuple(notes))
 
@@ -178,6 +178,11 @@ def _scored(run: Run) -> Mapping[str, Any]:
 def _fold(run: Run) -> int | None:
     """Number of the run's fold; `None` if the dataset has no folds."""
     return init_args(_scored(run)).get("fold")
+
+
+def _fold_order(run: Run) -> int:
+    number = _fold(run)
+    return -1 if number is None else number
 
 
 def _set_name(run: Run) -> str:
