@@ -196,11 +196,11 @@ def test_scores_at_further_sizes_stand_beside_the_others(tmp_path, console):
 
 def test_every_evaluation_keeps_its_matrix(tmp_path, console):
     trainer = fit(tmp_path, IoUTable(), ModuleWithSizes())
-    trainer.test(ModuleWithSizes(), masks(), verbose=False)
+    trainer.test(Module(), masks(), verbose=False)
     folder = tmp_path / "run/version_0/confusions"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "test_step_000004.csv", "test_step_000004_at_1x2.csv", "val_step_000002.csv", "val_step_000002_at_1x2.csv",
-        "val_step_000004.csv", "val_step_000004_at_1x2.csv",
+        "test_step_000004.csv", "val_step_000002.csv", "val_step_000002_at_1x2.csv", "val_step_000004.csv",
+        "val_step_000004_at_1x2.csv",
     ]  # fmt: skip
     for name in ("test_step_000004.csv", "val_step_000002.csv", "val_step_000004.csv"):
         assert (folder / name).read_text().splitlines() == [
@@ -234,7 +234,7 @@ def test_a_checkpoint_is_evaluated_under_its_step(tmp_path, console):
 
 
 class Guesses(Module):
-    """Random predictions and labels of 5 classes, the fourth in neither, and a module's own mean, as the base logs it."""
+    """Takes predictions of 5 classes from the batch, and logs its mean as `UDAModule` does."""
 
     label_space = LabelSpace(
         "five", tuple("abcde"), tuple((i, i, i) for i in range(5)), {"ad": ("a", "d"), "d": ("d",), "bc": ("b", "c")}
@@ -253,11 +253,9 @@ class Guesses(Module):
 
 def test_a_matrix_on_disk_gives_all_that_is_reported(tmp_path, console):
     """Metrics, `iou.csv`, console and report, against intersections and unions counted pixel by pixel."""
-    names = np.array([0, 1, 2, 4, 255])
-    truth, pred = (
-        names[np.random.default_rng(3).integers(0, 5, (7, 9, 11))],
-        names[np.random.default_rng(4).integers(0, 4, (7, 9, 11))],
-    )
+    names, shape = np.array([0, 1, 2, 4, 255]), (7, 9, 11)  # the fourth class is in neither
+    truth = names[np.random.default_rng(3).integers(0, 5, shape)]
+    pred = names[np.random.default_rng(4).integers(0, 4, shape)]
     batches = [{"mask": torch.tensor(t)[None], "pred": torch.tensor(p)[None]} for t, p in zip(truth, pred, strict=True)]
     trainer = trainer_of(tmp_path, IoUTable())
     trainer.fit(Guesses(), DataLoader(range(8), batch_size=1), DataLoader(batches, batch_size=None))
