@@ -72,7 +72,8 @@ def _line_chart(curves: Sequence[_Curve]) -> Markup:
         smooth = _smooth(values)
         if smooth is not values:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-        axes.plot(steps, smooth, color=color, linewidth=1.8, label=label)
+        line = "--" if color == _INK else "-"  # the total, which hides a loss that is the only one
+        axes.plot(steps, smooth, line, color=color, linewidth=1.8, label=label)
     return _svg(figure, axes, "-".join(curve[0] for curve in curves))
 
 

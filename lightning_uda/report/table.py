@@ -37,6 +37,7 @@ def rows_of(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             "mean": column in means,
             "first_mean": column == means[0],
             "color": colors.get(column),
+            "absent": None in values,
             "cells": [
                 {"text": percent(value), "width": value or 0.0, "best": value is not None and value == best}
                 for value in values
@@ -47,11 +48,11 @@ def rows_of(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def losses_table(runs: Sequence[Run]) -> Table | None:
-    """The losses at the end of training for a console; `None` if none was logged."""
+    """The rows of `loss_rows` for a console; `None` if no loss was logged."""
     rows = [
         Row(row["label"], row["cells"], style="bold" * row["total"], section=row["total"]) for row in loss_rows(runs)
     ]
-    title = "Training losses, mean of the last twentieth"
+    title = "Losses at the end of training"
     return console_table(title, ["loss", *(run.title for run in runs)], rows) if rows else None
 
 
