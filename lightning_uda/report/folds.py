@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.metrics import (
     FoldScores,
     averaged,
+    evaluate,
     iou_column,
-    iou_per_class,
     mean_column,
     mean_label,
     score_folds,
@@ -29,10 +30,10 @@ from lightning_uda.report.runs import ReportError, Run, class_name, init_args, l
 from lightning_uda.tables import Row, console_table, csv_text, percent
 
 _MEANS = {
-    "mean of folds": "mean_of_folds",
-    "mean of folds, absent as 0 (CBST's programs)": "mean_of_folds_absent_zero",
+    "mean_of_folds": "mean of folds",
+    "mean_of_folds_absent_zero": "mean of folds, absent as 0 (CBST's programs)",
 }
-"""Kinds of a mean of the folds' means, as the table calls them and as `FoldScores` does."""
+"""Kinds of a mean of the folds' means, as `FoldScores` and files call them, and as the table does."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class FoldedSet:
             mean_column(subset): score_folds(self.confusions, indices)
             for subset, indices in averaged(self.label_space).items()
         }
+
+    def columns(self) -> dict[str, dict[str, float]]:
+        """Columns as in `iou.csv`, in percent: of each fold by its name, of `pooled`, and of the means of the folds."""
+        matrices = {**dict(zip(self.names, self.confusions, strict=True)), "pooled": self.confusions.sum(dim=0)}
+        found = {name: evaluate(matrix, self.label_space).columns() for name, matrix in matrices.items()}
+        scores = self.scores().items()
+        return found | {kind: {mean: 100 * getattr(score, kind) for mean, score in scores} for kind in _MEANS}
 
 
 def report_folds(runs: Sequence[Path], output: Path) -> None:
@@ -117,15 +125,18 @@ def load_folds(folders: Sequence[Path]) -> list[FoldedSet]:
 def folds_table(sets: Sequence[FoldedSet]) -> Table:
     """IoU per class of the pooled matrices, their means, and the means of the folds' means; in percent."""
     headings = [f"{one.title} ({len(one.runs)} fold{'s' * (len(one.runs) != 1)})" for one in sets]
-    scores, space = [one.scores() for one in sets], sets[0].label_space
+    columns, space = [one.columns() for one in sets], sets[0].label_space
+
+    def cells(kind: str, column: str) -> list[str]:
+        return [percent(one[kind][column]) for one in columns]
+
     rows = [
-        Row(name, [_percent(float(score[mean_column()].iou[i])) for score in scores], color)
-        for i, (name, color) in enumerate(zip(space.classes, space.palette, strict=True))
+        Row(name, cells("pooled", iou_column(name)), color)
+        for name, color in zip(space.classes, space.palette, strict=True)
     ]
-    for mean in scores[0]:
-        rows.append(Row(mean_label(mean), [_percent(score[mean].miou) for score in scores], None, "bold", section=True))
-        for label, kind in _MEANS.items():
-            rows.append(Row(f"  {label}", [_percent(getattr(score[mean], kind)) for score in scores]))
+    for mean in map(mean_column, averaged(space)):
+        rows.append(Row(mean_label(mean), cells("pooled", mean), None, "bold", section=True))
+        rows += [Row(f"  {label}", cells(kind, mean)) for kind, label in _MEANS.items()]
     return console_table("IoU in %, folds pooled", ["class", *headings], rows)
 
 
@@ -143,22 +154,11 @@ def write_folds(sets: Sequence[FoldedSet], output: Path) -> Path:
     Returns:
         Path of the file.
     """
-    classes = [iou_column(name) for name in sets[0].label_space.classes]
-    rows = [[one.title, *row] for one in sets for row in _rows(one)]
-    write_beside_older(Path(output), csv_text(["set", "fold", *sets[0].scores(), *classes], rows))
+    rows = [(one.title, name, columns) for one in sets for name, columns in one.columns().items()]
+    header = list(rows[0][2])
+    cells = [[title, name, *(round(columns.get(key, nan), 4) for key in header)] for title, name, columns in rows]
+    write_beside_older(Path(output), csv_text(["set", "fold", *header], cells))
     return Path(output)
-
-
-def _rows(one: FoldedSet) -> list[list[Any]]:
-    scores = one.scores()
-    nothing = [None] * len(one.label_space.classes)
-    folds = [
-        [name, *_cells([score.fold_mious[i] for score in scores.values()]), *_cells(iou_per_class(confusion).tolist())]
-        for i, (name, confusion) in enumerate(zip(one.names, one.confusions, strict=True))
-    ]
-    pooled = [*(score.miou for score in scores.values()), *scores[mean_column()].iou.tolist()]
-    means = [[kind, *_cells([getattr(score, kind) for score in scores.values()]), *nothing] for kind in _MEANS.values()]
-    return [*folds, ["pooled", *_cells(pooled)], *means]
 
 
 def _folded_set(title: str, runs: Sequence[Run]) -> FoldedSet:
@@ -237,11 +237,3 @@ def _adapted_to_scored(run: Run) -> list[str]:
         f"{run.folder}: the config's target is the images outside of fold {target.get('fold')}, the scores are of "
         f"fold {_fold(run)}: if the target was trained on, scored images were seen in training."
     ]
-
-
-def _percent(value: float) -> str:
-    return percent(100 * value)
-
-
-def _cells(values: Sequence[float]) -> list[float]:
-    return [round(100 * value, 4) for value in values]
