@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rich
-from rich.table import Table
 
 from lightning_uda.report.notes import print_notes
 from lightning_uda.report.page import write_page
 from lightning_uda.report.runs import ReportError, Run, load_runs
 from lightning_uda.report.table import losses_table, table_of
 
-__all__ = ["ReportError", "Run", "build_report", "format_table", "load_runs", "report"]
+__all__ = ["ReportError", "Run", "build_report", "load_runs", "report"]
 
 
 def report(runs: Sequence[Path], output: Path) -> None:
@@ -54,18 +53,3 @@ def build_report(runs: Sequence[Path], output: Path) -> Path:
         ReportError: If a folder holds no evaluation, or the runs have different classes.
     """
     return write_page(load_runs(runs), output)
-
-
-def format_table(runs: Sequence[Path]) -> Table:
-    """IoU per class and mean IoU of several runs, in percent, and the gain of the last over the first.
-
-    Args:
-        runs: Run folders, as `build_report` takes them.
-
-    Returns:
-        The table for a console.
-
-    Raises:
-        ReportError: If a folder holds no evaluation, or the runs have different classes.
-    """
-    return table_of(load_runs(runs))

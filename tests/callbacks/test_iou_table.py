@@ -14,7 +14,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from lightning_uda.callbacks import IoUTable
 from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.metrics import evaluate, find_confusions, iou_per_class, mean_iou, read_confusion
-from lightning_uda.report import format_table, load_runs
+from lightning_uda.report import load_runs
+from lightning_uda.report.table import table_of
 
 SPACE = LabelSpace(
     "toy", ("road", "sky", "tram"), ((128, 64, 128), (70, 130, 180), (0, 80, 100)), {"2": ("road", "sky")}
@@ -290,7 +291,7 @@ def test_a_matrix_on_disk_gives_all_that_is_reported(tmp_path, console):
     assert ["██", "d", "-"] in [line[:3] for line in lines]
     assert ["mIoU", f"{expected['miou']:.1f}"] in [line[:2] for line in lines]
     assert ["mIoU", "(d)", "-"] in [line[:3] for line in lines]
-    console.print(format_table([folder]))
+    console.print(table_of(load_runs([folder])))
     lines = [line.split() for line in console.export_text().splitlines()]
     assert ["██", "b", f"{iou['b']:.1f}"] in lines
     assert ["██", "d", "-"] in lines

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from lightning_uda.label_spaces import LABEL_SPACES
 from lightning_uda.metrics import keep_confusion
-from lightning_uda.report import ReportError, build_report, format_table, load_runs, report
+from lightning_uda.report import ReportError, build_report, load_runs, report
 from lightning_uda.report.charts import _smooth
 from lightning_uda.report.notes import notes_of, print_notes
-from lightning_uda.report.table import losses_table
+from lightning_uda.report.table import losses_table, table_of
 from lightning_uda.tables import append_row
 
 CLASSES = (
@@ -110,7 +110,7 @@ def runs(tmp_path):
 def text_of(folders):
     """The table as a console shows it."""
     console = Console(record=True, width=120, file=io.StringIO())
-    console.print(format_table(folders))
+    console.print(table_of(load_runs(folders)))
     return console.export_text()
 
 
@@ -336,7 +336,7 @@ def test_report_prints_the_table_and_the_path_last(runs, tmp_path, monkeypatch):
 
 
 def test_terminal_table(runs):
-    table = format_table(runs)
+    table = table_of(load_runs(runs))
     assert [column.header for column in table.columns] == ["class", "Source only", "DACS", "gain"]
     assert table.row_count == 13
 
