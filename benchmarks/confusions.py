@@ -1,7 +1,7 @@
 """What classes are taken for: `python benchmarks/confusions.py runs/minicity/seed_*/dsp --classes bicycle car`.
 
-Needs runs with the callback `ConfusionWriter`; their matrices of the last evaluation are added. Prints for each class
-how much of it is predicted as what, and how often it is predicted against how often it occurs.
+The matrices of the runs' last evaluations are added. Prints for each class how much of it is predicted as what, and how
+often it is predicted against how often it occurs; a dash for a class that doesn't occur.
 """
 
 import argparse
@@ -10,15 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_uda.metrics import read_confusion
-
-
-def latest(run):
-    """Matrix and class names of the last version of a run."""
-    found = sorted(run.glob("version_*/confusion_val.csv"), key=lambda file: (len(file.parent.name), file.parent.name))
-    if not found:
-        raise SystemExit(f"error: {run}: no confusion_val.csv; train it with --trainer.callbacks+=ConfusionWriter")
-    return read_confusion(found[-1])
+from lightning_uda.report import load_runs
 
 
 def main():
@@ -27,18 +19,16 @@ def main():
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders, such as those of one row over seeds.")
     parser.add_argument("--classes", nargs="+", required=True, help="Names of the classes to look at.")
     chosen = parser.parse_args()
-    matrices, names = zip(*map(latest, chosen.runs), strict=True)
-    confusion, classes = sum(matrix.double() for matrix in matrices), list(names[0])
+    runs = load_runs(chosen.runs)
+    confusion, classes = sum(run.confusion.double() for run in runs), runs[0].classes
     table = Table("class", "predicted / true pixels", "predicted as, %")
     for name in chosen.classes:
         c = classes.index(name)
-        share = 100 * confusion[c] / confusion[c].sum()
-        most = share.argsort(descending=True)[:5].tolist()
-        table.add_row(
-            name,
-            f"{confusion[:, c].sum() / confusion[c].sum():.2f}",
-            ", ".join(f"{classes[i]} {share[i]:.0f}" for i in most),
-        )
+        predicted, true = confusion[:, c].sum(), confusion[c].sum()
+        share = 100 * confusion[c] / true
+        most = share.argsort(descending=True)[:5].tolist() if true else []
+        ratio = f"{predicted / true:.2f}" if true else "-"
+        table.add_row(name, ratio, ", ".join(f"{classes[i]} {share[i]:.0f}" for i in most) or "-")
     Console().print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,7 +71,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file aside and renames it, so that nobody ever sees half of it.
 
     Args:
@@ -83,6 +84,20 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_beside_older(path: Path, text: str) -> None:
+    """Writes a text file; one that is there already is kept as `<stem>.<n><suffix>`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.rename(free_name(path))
+    path.write_text(text, encoding="utf-8")
+
+
+def free_name(path: Path, first: int = 1) -> Path:
+    """The first of `<stem>.<n><suffix>`, counted from `first`, that isn't there."""
+    named = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(first))
+    return next(name for name in named if not name.exists())
 
 
 def shown(results: Iterable[Result], title: str, count: int, progress: bool) -> Iterable[Result]:

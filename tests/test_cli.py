@@ -65,7 +65,9 @@ def weights(folder):
 def test_a_run_keeps_config_metrics_and_checkpoint_and_can_be_replayed(config, tmp_path):
     main(["fit", "--config", config])
     first = tmp_path / "runs/tiny/version_0"
-    assert {"config.yaml", "metrics.csv", "iou.csv", "checkpoints"} <= {path.name for path in first.iterdir()}
+    assert {"config.yaml", "metrics.csv", "iou.csv", "confusions", "checkpoints"} <= {
+        path.name for path in first.iterdir()
+    }
     before = (first / "metrics.csv").read_text()
 
     main(["fit", "--config", str(first / "config.yaml")])

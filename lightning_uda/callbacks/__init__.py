@@ -2,7 +2,6 @@
 
 from lightning_uda.callbacks.adapt_batch_norm import AdaptBatchNorm
 from lightning_uda.callbacks.alignment_prior import AlignmentPrior
-from lightning_uda.callbacks.confusion_writer import ConfusionWriter
 from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.callbacks.image_panels import ImagePanels
 from lightning_uda.callbacks.iou_table import IoUTable
@@ -22,7 +21,6 @@ __all__ = [
     "AlignmentPrior",
     "CityscapesLabelIds",
     "Colors",
-    "ConfusionWriter",
     "EMATeacher",
     "ImagePanels",
     "IoUTable",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,7 @@ import rich
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from rich.bar import Bar
-from rich.box import HORIZONTALS
 from rich.table import Table
-from rich.text import Text
 
 from lightning_uda.callbacks.image_panels import log_image
 from lightning_uda.data.datamodule import UDADataModule
@@ -25,6 +22,7 @@ from lightning_uda.data.long_tail import TailStream, long_tail_classes
 from lightning_uda.data.statistics import ClassStatistics, class_statistics
 from lightning_uda.files import replace_file
 from lightning_uda.label_spaces import LabelSpace
+from lightning_uda.tables import Row, console_table, csv_text
 
 STATISTICS_FILE = "class_statistics.csv"
 """Name of the table in a run folder: class, images, images_percent, pixels_percent, tail (yes or no)."""
@@ -158,20 +156,13 @@ def _classes_per_step(module: Any) -> int:
 def statistics_table(label_space: LabelSpace, statistics: ClassStatistics, chosen: Sequence[int]) -> Table:
     """All classes as a table for the console, the chosen ones in bold."""
     title = f"Classes in the {statistics.num_images} source label maps"
-    table = Table(title=title, title_style="bold", title_justify="left", header_style="dim", box=HORIZONTALS)
-    table.add_column("class", no_wrap=True)
-    table.add_column("images", justify="right")
-    table.add_column("%", justify="right")
-    table.add_column("", width=20)
-    table.add_column("pixels %", justify="right", style="dim")
-    table.add_column("tail")
+    rows = []
     for i, (row, color) in enumerate(zip(_rows(statistics, chosen), label_space.palette, strict=True)):
         name, images, image_percent, pixel_percent, tail = row
-        swatch = Text.assemble(("██", "rgb({},{},{})".format(*color)), " ", name)
         bar = Bar(size=100, begin=0, end=image_percent, width=20, color="yellow" if i in chosen else "cyan")
         style, mark = ("bold", tail) if i in chosen else ("", "")
-        table.add_row(swatch, str(images), f"{image_percent:.1f}", bar, f"{pixel_percent:.2f}", mark, style=style)
-    return table
+        rows.append(Row(name, (str(images), f"{image_percent:.1f}", bar, f"{pixel_percent:.2f}", mark), color, style))
+    return console_table(title, ("class", "images", "%", "", "pixels %", "tail"), rows)
 
 
 def draw_chart(statistics: ClassStatistics, chosen: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -212,8 +203,9 @@ def _rows(statistics: ClassStatistics, chosen: Sequence[int]) -> list[tuple[str,
 
 
 def _write_csv(path: Path, statistics: ClassStatistics, chosen: Sequence[int]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("class", "images", "images_percent", "pixels_percent", "tail"))
-        for name, images, image_percent, pixel_percent, tail in _rows(statistics, chosen):
-            writer.writerow((name, images, f"{image_percent:.4f}", f"{pixel_percent:.4f}", tail))
+    columns = ("class", "images", "images_percent", "pixels_percent", "tail")
+    rows = [
+        (name, images, f"{image_percent:.4f}", f"{pixel_percent:.4f}", tail)
+        for name, images, image_percent, pixel_percent, tail in _rows(statistics, chosen)
+    ]
+    path.write_text(csv_text(columns, rows), encoding="utf-8")

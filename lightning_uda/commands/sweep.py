@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import itertools
 import json
@@ -20,16 +19,14 @@ from typing import Any
 
 import rich
 import yaml
-from rich.box import HORIZONTALS
 from rich.table import Table
 from rich.text import Text
 
 from lightning_uda.cli import run_trainer
+from lightning_uda.files import write_beside_older
 from lightning_uda.report import ReportError, Run, build_report, load_runs
-from lightning_uda.report.page import write_beside_older
-from lightning_uda.report.runs import number_of
-from lightning_uda.report.settings import settings_lines
-from lightning_uda.report.table import percent
+from lightning_uda.report.notes import print_notes
+from lightning_uda.tables import Row, console_table, csv_text, percent
 
 STAMP = "sweep_point.json"
 """Name of the file that a run folder gets when its point is done; it holds the arguments of the run."""
@@ -178,16 +175,14 @@ def tabulate(sweep: Sweep, output: Path) -> None:
     console, folder = rich.get_console(), output / sweep.name
     console.print(_table(sweep, rows))
     loaded = [run for run in runs.values() if run is not None]
-    for line in settings_lines(loaded):
-        console.print(line, style="dim", highlight=False, markup=False)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*sweep.points[0].values, f"{sweep.metric}_last", f"{sweep.metric}_best", "best_step", "run"])
-    for point in sweep.points:
-        writer.writerow([*point.values.values(), *rows[point.name], folders[point.name]])
+    print_notes(loaded, console)
+    columns = [*sweep.points[0].values, f"{sweep.metric}_last", f"{sweep.metric}_best", "best_step", "run"]
+    text = csv_text(
+        columns, [[*point.values.values(), *rows[point.name], folders[point.name]] for point in sweep.points]
+    )
     written = [folder / "sweep.csv"]
-    if not written[0].is_file() or written[0].read_text(encoding="utf-8") != text.getvalue():
-        write_beside_older(written[0], text.getvalue())
+    if not written[0].is_file() or written[0].read_text(encoding="utf-8") != text:
+        write_beside_older(written[0], text)
     if loaded:
         written.append(build_report([run.folder for run in loaded], folder / "report.html"))
     for path in written:
@@ -266,27 +261,20 @@ def _load(folder: Path | None) -> Run | None:
 
 def _scores(run: Run | None, metric: str) -> tuple[float | None, float | None, int | None]:
     """Last value, best value and its step; `None` where there are none."""
-    column = metric.rpartition("/")[2]
-    evaluations = run.evaluations if run else []
-    found = [(number_of(row.get(column)), int(row["step"])) for row in evaluations]
-    values = [(value, step) for value, step in found if value is not None]
+    steps, values = run.scores(metric.rpartition("/")[2]) if run else ([], [])
     if not values:
         return None, None, None
-    best, step = max(values)
-    return values[-1][0], best, step
+    best, step = max(zip(values, steps, strict=True))
+    return round(values[-1], 4), round(best, 4), step
 
 
 def _table(sweep: Sweep, rows: Mapping[str, tuple[float | None, float | None, int | None]]) -> Table:
-    title = f"{sweep.name}: {sweep.metric} in %"
-    table = Table(title=title, title_style="bold", title_justify="left", header_style="dim", box=HORIZONTALS)
-    table.add_column("point", no_wrap=True)
-    for header in ("last", "best", "at step"):
-        table.add_column(header, justify="right")
     top_last, top_best, _ = (max(filter(None, column), default=None) for column in zip(*rows.values(), strict=True))
+    lines = []
     for name, (last, best, step) in rows.items():
         cells = [
             Text(percent(value), style="bold" if value is not None and value == top else "")
             for value, top in ((last, top_last), (best, top_best))
         ]
-        table.add_row(name, *cells, "-" if step is None else str(step))
-    return table
+        lines.append(Row(name, [*cells, "-" if step is None else str(step)]))
+    return console_table(f"{sweep.name}: {sweep.metric} in %", ["point", "last", "best", "at step"], lines)

@@ -5,6 +5,22 @@ from __future__ import annotations
 import re
 
 _AT_SIZE = re.compile(r"_at_(\d+x\d+)$")
+_MEAN = "miou"
+
+
+def mean_column(subset: str | None = None) -> str:
+    """Name of a mean IoU: `miou` over all classes, `miou_<subset>` over some."""
+    return _MEAN if subset is None else f"{_MEAN}_{subset}"
+
+
+def iou_column(class_name: str) -> str:
+    """Name of the IoU of a class: `iou_<class name>`."""
+    return f"iou_{class_name}"
+
+
+def is_mean(column: str) -> bool:
+    """Whether a name is that of a mean IoU, at any size."""
+    return column.startswith(_MEAN)
 
 
 def size_name(size: tuple[int, int]) -> str:
@@ -17,14 +33,8 @@ def at_size(column: str, size: str | None) -> str:
     return column if size is None else f"{column}_at_{size}"
 
 
-def scored_size(column: str) -> str | None:
-    """The size in a name, such as "512x1024"; `None` for scores at the size of the labels."""
-    found = _AT_SIZE.search(column)
-    return None if found is None else found[1]
-
-
 def mean_label(column: str) -> str:
     """How tables call a mean: `mIoU`, `mIoU (13)`, `mIoU at 512x1024`, `mIoU (13) at 512x1024`."""
-    stem, size = _AT_SIZE.sub("", column), scored_size(column)
-    subset = stem.removeprefix("miou").removeprefix("_")
-    return "mIoU" + (f" ({subset})" if subset else "") + (f" at {size}" if size else "")
+    size = _AT_SIZE.search(column)
+    subset = _AT_SIZE.sub("", column).removeprefix(_MEAN).removeprefix("_")
+    return "mIoU" + (f" ({subset})" if subset else "") + (f" at {size[1]}" if size else "")

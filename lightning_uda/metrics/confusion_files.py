@@ -1,14 +1,77 @@
-"""Confusion matrices as CSV files, so that runs can be scored together later."""
+"""The confusion matrices of a run's evaluations, a CSV file each; all that is reported is derived from them."""
 
 from __future__ import annotations
 
 import csv
-import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lightning_uda.files import free_name, replace_file
+from lightning_uda.metrics.columns import at_size
+from lightning_uda.tables import csv_text
+
+CONFUSIONS = "confusions"
+"""Folder of the matrices in a run folder."""
+
+_NAME = re.compile(r"(?P<stage>[a-z]+)_step_(?P<step>\d+)(_at_(?P<size>\d+x\d+))?(\.(?P<number>\d+))?\.csv")
+
+
+@dataclass(frozen=True)
+class ConfusionFile:
+    """Where the matrix of one evaluation lies, at one size.
+
+    Attributes:
+        path: The file.
+        stage: "val" or "test".
+        step: Training step of the network that was evaluated.
+        size: Size that labels were brought to, such as "512x1024"; `None` if they kept theirs.
+        number: 1 for the first evaluation of a step in this run, 2 for the second.
+    """
+
+    path: Path
+    stage: str
+    step: int
+    size: str | None
+    number: int
+
+
+def keep_confusion(
+    run: Path, stage: str, step: int, size: str | None, confusion: Tensor, classes: Sequence[str]
+) -> Path:
+    """Writes the matrix of an evaluation into a run folder, beside all that are there.
+
+    Args:
+        run: The run folder.
+        stage: "val" or "test".
+        step: Training step of the network that was evaluated.
+        size: Size that labels were brought to, such as "512x1024"; `None` if they kept theirs.
+        confusion: Integer (C, C); rows are ground truth, columns predictions.
+        classes: C names.
+
+    Returns:
+        The file: `confusions/val_step_000800.csv`, `confusions/val_step_000800_at_512x1024.csv`; where the same step
+        is evaluated again, `confusions/val_step_000800.2.csv`.
+    """
+    path = run / CONFUSIONS / f"{at_size(f'{stage}_step_{step:06d}', size)}.csv"
+    path = free_name(path, first=2) if path.exists() else path
+    write_confusion(path, confusion, classes)
+    return path
+
+
+def find_confusions(run: Path) -> list[ConfusionFile]:
+    """The matrices in a run folder by step and, where a step was evaluated again, in the order of the evaluations."""
+    found = [(path, _NAME.fullmatch(path.name)) for path in (run / CONFUSIONS).glob("*.csv")]
+    files = [
+        ConfusionFile(path, name["stage"], int(name["step"]), name["size"], int(name["number"] or 1))
+        for path, name in found
+        if name
+    ]
+    return sorted(files, key=lambda file: (file.step, file.number, file.size or ""))
 
 
 def write_confusion(path: Path, confusion: Tensor, classes: Sequence[str]) -> None:
@@ -19,13 +82,10 @@ def write_confusion(path: Path, confusion: Tensor, classes: Sequence[str]) -> No
         confusion: Integer (C, C); rows are ground truth, columns predictions.
         classes: C names.
     """
+    rows = ([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
+    text = csv_text(["truth \\ prediction", *classes], rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["truth \\ prediction", *classes])
-        writer.writerows([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
-    os.replace(part, path)
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
@@ -46,6 +106,6 @@ def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
     if confusion.shape != (len(classes), len(classes)) or [row[0] for row in rows] != classes:
         raise ValueError(
             f"{path}: expected a confusion matrix with class names in its first row and column and counts elsewhere, "
-            f"found {len(rows)} rows for {len(classes)} classes. Let the run write it again."
+            f"found {len(rows)} rows for {len(classes)} classes. Evaluate the run's checkpoint again."
         )
     return confusion, classes

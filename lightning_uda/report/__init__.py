@@ -6,31 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rich
-from rich.table import Table
 
+from lightning_uda.report.notes import print_notes
 from lightning_uda.report.page import write_page
 from lightning_uda.report.runs import ReportError, Run, load_runs
-from lightning_uda.report.settings import settings_lines
-from lightning_uda.report.table import table_of
+from lightning_uda.report.table import losses_table, table_of
 
-__all__ = ["ReportError", "Run", "build_report", "format_table", "load_runs", "report"]
+__all__ = ["ReportError", "Run", "build_report", "load_runs", "report"]
 
 
 def report(runs: Sequence[Path], output: Path) -> None:
-    """Prints the table of several runs and how they were optimised, writes their page, and prints its path last.
+    """Prints tables of several runs' IoUs and losses and their notes, writes their page, and prints its path last.
 
     Args:
         runs: Run folders, as `build_report` takes them.
         output: The page to write.
 
     Raises:
-        ReportError: If a folder holds no finished evaluation, or the runs have different classes.
+        ReportError: If a folder holds no evaluation, or the runs have different classes.
     """
     loaded = load_runs(runs)
     console = rich.get_console()
     console.print(table_of(loaded))
-    for line in settings_lines(loaded):
-        console.print(line, style="dim", highlight=False, markup=False)
+    if losses := losses_table(loaded):
+        console.print(losses)
+    print_notes(loaded, console)
     for run in loaded:
         if not run.finished:
             console.print(f"{run.title} is not finished: step {run.last_step} of {run.max_steps}.", style="yellow")
@@ -41,8 +41,8 @@ def build_report(runs: Sequence[Path], output: Path) -> Path:
     """Writes one HTML page that needs no other file, no network and no script.
 
     Args:
-        runs: Run folders, in the order of the columns: folders with `metrics.csv` and `iou.csv`, or folders of
-            `version_<k>` folders, of which the latest that trained is taken.
+        runs: Run folders, in the order of the columns: folders with `confusions`, or folders of `version_<k>` folders,
+            of which the latest that trained is taken.
         output: The page to write, or the folder of a `report.html`. A page that is there already is kept as
             `<stem>.<n>.html`.
 
@@ -50,21 +50,6 @@ def build_report(runs: Sequence[Path], output: Path) -> Path:
         Path of the page.
 
     Raises:
-        ReportError: If a folder holds no finished evaluation, or the runs have different classes.
+        ReportError: If a folder holds no evaluation, or the runs have different classes.
     """
     return write_page(load_runs(runs), output)
-
-
-def format_table(runs: Sequence[Path]) -> Table:
-    """IoU per class and mean IoU of several runs, in percent, and the gain of the last over the first.
-
-    Args:
-        runs: Run folders, as `build_report` takes them.
-
-    Returns:
-        The table for a console.
-
-    Raises:
-        ReportError: If a folder holds no finished evaluation, or the runs have different classes.
-    """
-    return table_of(load_runs(runs))

@@ -14,11 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_uda.report.runs import Run, number_of
+from lightning_uda.metrics import mean_column
+from lightning_uda.report.runs import Run
+from lightning_uda.report.table import LOSS, losses_of
 
 _RUN_COLORS = ("#7f8ea8", "#0d9f8f", "#d98a06", "#8b5cf6", "#e0466a", "#3f8f3f", "#2f7fd6", "#a0642c")
 _LOSS_COLORS = ("#2f7fd6", "#e8743b", "#8b5cf6", "#3f9f5f", "#d6457e", "#b08a00")
 _INK = "#010203"
+
+_Curve = tuple[str, str, list[int], list[float]]
+"""Label, colour, steps and values of a curve."""
 
 
 def run_color(index: int) -> str:
@@ -30,45 +35,45 @@ def charts_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Charts of the mIoU and, where there is one, the pixel weight of all runs; then the losses of each."""
     charts = [{"title": "mIoU in %", "svg": _miou_chart(runs)}]
     weights = [(run.title, run_color(i), *run.curve("train/pixel_weight")) for i, run in enumerate(runs)]
-    if weights := [curve for curve in weights if curve[2]]:
-        charts.append({"title": "Mean pixel weight of the mixed images", "svg": _line_chart(weights)})
-    names = sorted({name for run in runs for row in run.metrics[:1] for name in row if name.startswith("train/loss")})
+    charts += _chart("Mean pixel weight of the mixed images", weights)
+    losses = losses_of(runs)
+    colors = {name: _LOSS_COLORS[i % len(_LOSS_COLORS)] for i, name in enumerate(losses)} | {LOSS: _INK}
     for run in runs:
-        losses = [
-            (name.removeprefix("train/"), _LOSS_COLORS[i % len(_LOSS_COLORS)], *run.curve(name))
-            for i, name in enumerate(names)
-        ]
-        if losses := [curve for curve in losses if curve[2]]:
-            charts.append({"title": f"Losses of {run.title}", "svg": _line_chart(losses)})
+        charts += _chart(
+            f"Losses of {run.title}", [(label, colors[name], *run.curve(name)) for name, label in losses.items()]
+        )
     return charts
 
 
 def _miou_chart(runs: Sequence[Run]) -> Markup:
     figure, axes = _axes()
     for i, run in enumerate(runs):
-        points = [(int(row["step"]), number_of(row["miou"])) for row in run.evaluations]
-        points = [(step, value) for step, value in points if value is not None]
-        if not points:
+        steps, values = run.scores(mean_column())
+        if not steps:
             continue
-        steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=run_color(i), marker="o", markersize=4, linewidth=2, label=run.title)
         axes.annotate(
             f"{values[-1]:.1f}", (steps[-1], values[-1]), (7, 0), textcoords="offset points",
             color=run_color(i), va="center", weight="bold", annotation_clip=False,
         )  # fmt: skip
-    axes.set_ylim(bottom=0)
     return _svg(figure, axes, "miou")
 
 
-def _line_chart(curves: Sequence[tuple[str, str, list[int], list[float]]]) -> Markup:
-    """Curves of (label, colour, steps, values): faint as measured, strong as smoothed."""
+def _chart(title: str, curves: Sequence[_Curve]) -> list[dict[str, Any]]:
+    """A chart of the curves that have points; none if none has."""
+    found = [curve for curve in curves if curve[2]]
+    return [{"title": title, "svg": _line_chart(found)}] if found else []
+
+
+def _line_chart(curves: Sequence[_Curve]) -> Markup:
+    """Curves, faint as measured, strong as smoothed."""
     figure, axes = _axes()
     for label, color, steps, values in curves:
         smooth = _smooth(values)
         if smooth is not values:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-        axes.plot(steps, smooth, color=color, linewidth=1.8, label=label.replace("_", " "))
-    axes.set_ylim(bottom=0)
+        line = "--" if color == _INK else "-"  # the total, which hides a loss that is the only one
+        axes.plot(steps, smooth, line, color=color, linewidth=1.8, label=label)
     return _svg(figure, axes, "-".join(curve[0] for curve in curves))
 
 
@@ -96,6 +101,7 @@ def _axes() -> tuple[Figure, Axes]:
 
 def _svg(figure: Figure, axes: Axes, salt: str) -> Markup:
     """The figure as an SVG element that takes its ink from the page, so that it follows dark mode."""
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if axes.dataLim.ymin < 0 else 0)
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="best")
     file = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):

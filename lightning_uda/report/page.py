@@ -13,10 +13,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from lightning_uda.files import write_beside_older
+from lightning_uda.metrics import CONFUSIONS, mean_column
 from lightning_uda.report.charts import charts_of, run_color
-from lightning_uda.report.runs import FILES, Run, class_name, describe, init_args, label_space_of
-from lightning_uda.report.settings import settings_of
-from lightning_uda.report.table import gain_of, percent, rows_of
+from lightning_uda.report.notes import notes_of
+from lightning_uda.report.runs import Run, class_name, init_args
+from lightning_uda.report.table import gain_of, loss_rows, rows_of
+from lightning_uda.tables import percent
 
 _TRAIN_TILES = {
     "source": "source image",
@@ -40,33 +43,23 @@ def write_page(runs: Sequence[Run], output: Path) -> Path:
     return output
 
 
-def write_beside_older(path: Path, text: str) -> None:
-    """Writes a file; one that is there already is kept as `<stem>.<n><suffix>`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        number = 1
-        while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(older)
-    path.write_text(text, encoding="utf-8")
-
-
 def _render(runs: Sequence[Run]) -> str:
     template = resources.files("lightning_uda.report").joinpath("page.html").read_text(encoding="utf-8")
-    space = label_space_of(runs[0])
-    palette = list(zip(space.classes, space.palette, strict=True)) if space else []
+    space = runs[0].label_space
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(template).render(
         heading=" vs. ".join(run.title for run in runs) if len(runs) < 4 else f"{len(runs)} runs compared",
-        stage="validation" if runs[0].evaluations[-1]["stage"] == "val" else "test",
+        stage="validation" if runs[0].stage == "val" else "test",
         cards=[_card(run, runs[0], run_color(i)) for i, run in enumerate(runs)],
-        rows=list(rows_of(runs, space)),
+        notes=notes_of(runs),
+        rows=list(rows_of(runs)),
+        losses=list(loss_rows(runs)),
         charts=charts_of(runs),
         evaluation_rows=_evaluation_pictures(runs),
         training=_training_pictures(runs),
-        palette=palette,
+        palette=list(zip(space.classes, space.palette, strict=True)) if len(set(space.palette)) > 1 else [],
         versions=_versions(),
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
     )
@@ -74,37 +67,47 @@ def _render(runs: Sequence[Run]) -> str:
 
 def _card(run: Run, first: Run, color: str) -> dict[str, Any]:
     """What the page says about one run."""
+    miou = run.value(mean_column())
+    gain, trend = gain_of(first.value(mean_column()), miou)
+    return {
+        "title": run.title,
+        "color": color,
+        "miou": percent(miou),
+        "gain": None if run is first else gain,
+        "trend": trend,
+        "first": first.title,
+        "step": run.last_evaluation,
+        "unfinished": None if run.finished else f"not finished: step {run.last_step} of {run.max_steps}",
+        "facts": {name: value for name, value in _facts(run).items() if value},
+    }
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """What the run was; empty texts where its config doesn't tell."""
     data, model = init_args(run.config.get("data")), init_args(run.config.get("model"))
     seed = run.config.get("seed_everything")
-    sets = [describe(data[key]) for key in ("source", "target") if data.get(key)]
-    steps = f"{run.last_step}" if run.finished else f"{run.last_step} of {run.max_steps}"
-    facts = {
+    return {
         "method": class_name(run.config.get("model")),
-        "data": " → ".join(sets),
-        "network": describe(model.get("network")),
-        **settings_of(run.config),
-        "steps": f"{run.max_steps or run.last_step}" if run.finished else steps,
+        "data": " → ".join(_describe(data[key]) for key in ("source", "target") if data.get(key)),
+        "network": _describe(model.get("network")),
+        "steps": f"{run.max_steps or run.last_step}" if run.finished else f"{run.last_step} of {run.max_steps}",
         "seed": "" if seed is None else str(seed),
         "time": _duration(run),
         "folder": "/".join(run.folder.parts[-3:]),
     }
-    gain, trend = gain_of(first.value("miou"), run.value("miou"))
-    return {
-        "title": run.title,
-        "color": color,
-        "miou": percent(run.value("miou")),
-        "gain": None if run is first else gain,
-        "trend": trend,
-        "first": first.title,
-        "step": run.evaluations[-1]["step"],
-        "unfinished": None if run.finished else f"not finished: step {steps}",
-        "facts": {name: value for name, value in facts.items() if value},
-    }
+
+
+def _describe(node: Any) -> str:
+    """Class of a configured part, and the argument that tells it from others of its class."""
+    args = init_args(node)
+    details = [str(args[key]) for key in ("style", "backbone") if args.get(key)]
+    return " ".join([class_name(node), *(f"({detail})" for detail in details)])
 
 
 def _duration(run: Run) -> str:
     """When the run began and how long it took, as its files' times tell."""
-    end = datetime.fromtimestamp(max((run.folder / name).stat().st_mtime for name in FILES))
+    written = [*(run.folder / CONFUSIONS).iterdir(), *run.folder.glob("metrics.csv")]
+    end = datetime.fromtimestamp(max(file.stat().st_mtime for file in written))
     config = run.folder / "config.yaml"
     begin = datetime.fromtimestamp(config.stat().st_mtime) if config.is_file() else end
     took = timedelta(seconds=int((end - begin).total_seconds()))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
-from lightning_uda.metrics import scored_size
+from lightning_uda.metrics import CONFUSIONS, columns_of, evaluate, find_confusions, read_confusion
+from lightning_uda.metrics.columns import is_mean
+from lightning_uda.tables import read_rows
 
-FILES = ("metrics.csv", "iou.csv")
+NOTES = "notes.txt"
+"""File of a run folder in which the run says how it was trained, one sentence a line."""
 
 
 class ReportError(ValueError):
@@ -27,35 +30,48 @@ class Run:
     """What a run folder holds.
 
     Attributes:
-        folder: The folder with `metrics.csv` and `iou.csv`.
+        folder: The folder with `confusions`.
         title: Short name for headings, distinct among the runs of a report.
         config: Content of `config.yaml`; empty if there is none.
-        metrics: Rows of `metrics.csv`.
-        evaluations: Rows of `iou.csv` of one stage, one for each step, ascending.
+        metrics: Rows of `metrics.csv`; none if there is no such file.
+        notes: Lines of `notes.txt`; none if there is no such file.
+        label_space: The classes.
+        stage: Stage of the evaluations: "val" if there is one, else "test".
+        evaluations: Columns (as in `iou.csv`) of each evaluation of the stage by its step, ascending; in percent, NaN
+            where there is nothing to measure.
+        confusion: Matrix of the last evaluation at the size of the labels, int64 (C, C); rows are ground truth.
     """
 
     folder: Path
     title: str
     config: dict[str, Any]
     metrics: list[dict[str, str]]
-    evaluations: list[dict[str, str]]
+    notes: list[str]
+    label_space: LabelSpace
+    stage: str
+    evaluations: dict[int, dict[str, float]]
+    confusion: Tensor
 
     @property
     def classes(self) -> list[str]:
         """Class names, in the order of train ids."""
-        columns = [column for column in self.evaluations[-1] if column.startswith("iou_")]
-        return [column.removeprefix("iou_") for column in columns if scored_size(column) is None]
+        return list(self.label_space.classes)
 
     @property
     def means(self) -> list[str]:
         """Columns of mean IoUs: `miou` and `miou_<subset>`, and these with `_at_<size>`."""
-        return [column for column in self.evaluations[-1] if column.startswith("miou")]
+        return [column for column in self.evaluations[self.last_evaluation] if is_mean(column)]
+
+    @property
+    def last_evaluation(self) -> int:
+        """Step of the last evaluation."""
+        return max(self.evaluations)
 
     @property
     def last_step(self) -> int:
         """The step that the run got to."""
         logged = [int(row["step"]) + 1 for row in self.metrics if row.get("step")]
-        return max([*logged, int(self.evaluations[-1]["step"])])
+        return max([*logged, self.last_evaluation])
 
     @property
     def max_steps(self) -> int | None:
@@ -75,21 +91,25 @@ class Run:
         return self.last_step + int(interval) > self.max_steps
 
     def value(self, column: str) -> float | None:
-        """A column of the last evaluation, in percent."""
-        return number_of(self.evaluations[-1].get(column))
+        """A column of the last evaluation, in percent; `None` where there is nothing to measure."""
+        value = self.evaluations[self.last_evaluation].get(column, math.nan)
+        return None if math.isnan(value) else value
+
+    def scores(self, column: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a column of the evaluations, where it has any; in percent."""
+        return _points((step, columns.get(column, math.nan)) for step, columns in self.evaluations.items())
 
     def curve(self, column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of `metrics.csv`, where it has any."""
-        points = [(int(row["step"]), number_of(row.get(column))) for row in self.metrics if row.get("step")]
-        found = [(step, value) for step, value in points if value is not None]
-        return [step for step, _ in found], [value for _, value in found]
+        rows = [row for row in self.metrics if row.get("step")]
+        return _points((int(row["step"]), float(row.get(column) or math.nan)) for row in rows)
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads run folders and checks that they can be compared.
 
     Raises:
-        ReportError: If a folder holds no finished evaluation, or the runs have different classes.
+        ReportError: If a folder holds no evaluation, or the runs have different classes.
     """
     if not folders:
         raise ReportError("Found no run folder; give at least one, such as runs/demo/dacs.")
@@ -108,63 +128,6 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _load_run(folder: Path) -> Run:
-    version = _version_folder(folder)
-    config_file = version / "config.yaml"
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    rows = _read_csv(version / "iou.csv")
-    stage = "val" if any(row["stage"] == "val" for row in rows) else "test"
-    evaluations = {int(row["step"]): row for row in rows if row["stage"] == stage}
-    if not evaluations:
-        raise ReportError(f"{version / 'iou.csv'} holds no evaluation; let the run reach its first validation.")
-    return Run(
-        folder=version,
-        title=_title(version, config),
-        config=config,
-        metrics=_read_csv(version / "metrics.csv"),
-        evaluations=[evaluations[step] for step in sorted(evaluations)],
-    )
-
-
-def _version_folder(folder: Path) -> Path:
-    """The folder itself if it is one of a run, else the latest version in it that trained."""
-    if not folder.is_dir():
-        raise ReportError(f"{folder} is no folder; expected a run folder, such as runs/demo/dacs.")
-    versions = sorted(
-        (path for path in folder.glob("version_*") if path.name[8:].isdigit()), key=lambda path: int(path.name[8:])
-    )
-    complete = [path for path in versions or [folder] if all((path / name).is_file() for name in FILES)]
-    if not complete:
-        latest = versions[-1] if versions else folder
-        missing = [name for name in FILES if not (latest / name).is_file()]
-        raise ReportError(
-            f"Run folder {latest} holds no {' and no '.join(missing)}; expected both metrics.csv and iou.csv, which a "
-            "run writes at its first validation. Let the run go on, or give another folder."
-        )
-    trained = [path for path in complete if any(row["step"] != "0" for row in _read_csv(path / "iou.csv"))]
-    return (trained or complete)[-1]
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def number_of(cell: str | None) -> float | None:
-    """Number in a cell of a CSV file; `None` if it is empty or not finite."""
-    value = float(cell) if cell else float("nan")
-    return value if math.isfinite(value) else None
-
-
-def _title(version: Path, config: Mapping[str, Any]) -> str:
-    """Name of the run; written as its method is if it is named after it (`source_only`: "Source only")."""
-    name = version.resolve().parent.name if version.name.startswith("version_") else version.name
-    method = class_name(config.get("model"))
-    if name.replace("_", "").lower() != method.lower():
-        return name.replace("_", " ")
-    return method if method.isupper() else re.sub(r"(?<=[a-z])([A-Z])", lambda m: " " + m[1].lower(), method)
-
-
 def class_name(node: Any) -> str:
     """Name of a configured class, without its module."""
     path = node.get("class_path") if isinstance(node, Mapping) else node
@@ -177,18 +140,87 @@ def init_args(node: Any) -> Mapping[str, Any]:
     return args if isinstance(args, Mapping) else {}
 
 
-def describe(node: Any) -> str:
-    """Class of a configured part, and the argument that tells it from others of its class."""
-    args = init_args(node)
-    details = [str(args[key]) for key in ("style", "backbone") if args.get(key)]
-    return " ".join([class_name(node), *(f"({detail})" for detail in details)])
+def _load_run(folder: Path) -> Run:
+    version = _version_folder(folder)
+    config_file, metrics_file, notes_file = (version / name for name in ("config.yaml", "metrics.csv", NOTES))
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    stage, matrices, classes = _read_matrices(version)
+    space = _label_space(config, classes)
+    return Run(
+        folder=version,
+        title=_title(version, config),
+        config=config,
+        metrics=read_rows(metrics_file) if metrics_file.is_file() else [],
+        notes=notes_file.read_text(encoding="utf-8").splitlines() if notes_file.is_file() else [],
+        label_space=space,
+        stage=stage,
+        evaluations={
+            step: columns_of(evaluate(matrix, space, size) for size, matrix in by_size.items())
+            for step, by_size in matrices.items()
+        },
+        confusion=matrices[max(matrices)][None],
+    )
 
 
-def label_space_of(run: Run) -> LabelSpace | None:
-    """The label space of a run, for its colours; none if it is a file that isn't here any more."""
-    name = init_args(run.config.get("data")).get("label_space")
+def _read_matrices(version: Path) -> tuple[str, dict[int, dict[str | None, Tensor]], list[str]]:
+    """Stage of the evaluations, matrices by step and size, and class names; of a step the latest evaluation counts."""
+    files = find_confusions(version)
+    stage = "val" if any(file.stage == "val" for file in files) else "test"
+    matrices: dict[int, dict[str | None, Tensor]] = {}
+    classes: list[str] = []
+    for file in (file for file in files if file.stage == stage):
+        try:
+            matrix, classes = read_confusion(file.path)
+        except ValueError as error:
+            raise ReportError(str(error)) from error
+        matrices.setdefault(file.step, {})[file.size] = matrix
+    return stage, matrices, classes
+
+
+def _version_folder(folder: Path) -> Path:
+    """The folder itself if it is one of a run, else the latest version in it that trained."""
+    if not folder.is_dir():
+        raise ReportError(f"{folder} is no folder; expected a run folder, such as runs/demo/dacs.")
+    versions = sorted(
+        (path for path in folder.glob("version_*") if path.name[8:].isdigit()), key=lambda path: int(path.name[8:])
+    )
+    evaluated = [path for path in versions or [folder] if find_confusions(path)]
+    if not evaluated:
+        raise ReportError(_no_evaluation(versions[-1] if versions else folder))
+    trained = [path for path in evaluated if any(file.step for file in find_confusions(path))]
+    return (trained or evaluated)[-1]
+
+
+def _no_evaluation(folder: Path) -> str:
+    message = f"Run folder {folder} holds no confusion matrix ({CONFUSIONS}/val_step_<step>.csv), "
+    if not (folder / "iou.csv").is_file():
+        return f"{message}which a run writes at its first validation. Let the run go on, or give another folder."
+    return (
+        f"{message}only the iou.csv of an older version of this package. Evaluate its checkpoint again, lightning-uda "
+        f"validate --config {folder}/config.yaml --ckpt_path FILE, and give the folder of that run."
+    )
+
+
+def _label_space(config: Mapping[str, Any], classes: Sequence[str]) -> LabelSpace:
+    """That of the run's config, else the built-in one of the same classes, else a grey one without subsets."""
+    name = init_args(config.get("data")).get("label_space")
     try:
-        candidates = [*LABEL_SPACES.values(), *([get_label_space(str(name))] if name else [])]
-    except ValueError:
-        candidates = [*LABEL_SPACES.values()]
-    return next((space for space in candidates if list(space.classes) == run.classes), None)
+        known = [*([get_label_space(str(name))] if name else []), *LABEL_SPACES.values()]
+    except ValueError:  # a file that isn't here any more
+        known = list(LABEL_SPACES.values())
+    plain = LabelSpace("classes of the run", tuple(classes), ((128, 128, 128),) * len(classes))
+    return next((space for space in known if list(space.classes) == list(classes)), plain)
+
+
+def _title(version: Path, config: Mapping[str, Any]) -> str:
+    """Name of the run; written as its method is if it is named after it (`source_only`: "Source only")."""
+    name = version.resolve().parent.name if version.name.startswith("version_") else version.name
+    method = class_name(config.get("model"))
+    if name.replace("_", "").lower() != method.lower():
+        return name.replace("_", " ")
+    return method if method.isupper() else re.sub(r"(?<=[a-z])([A-Z])", lambda m: " " + m[1].lower(), method)
+
+
+def _points(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    found = [(step, value) for step, value in points if math.isfinite(value)]
+    return [step for step, _ in found], [value for _, value in found]

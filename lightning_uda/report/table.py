@@ -1,66 +1,75 @@
-"""The table of several runs: rows for the page, and the table of the console."""
+"""The tables of several runs: rows for the page, and tables for the console."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.box import HORIZONTALS
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from lightning_uda.label_spaces import LabelSpace
-from lightning_uda.metrics import mean_label
-from lightning_uda.report.runs import Run, label_space_of
+from lightning_uda.metrics import iou_column, mean_label
+from lightning_uda.report.runs import Run
+from lightning_uda.tables import Row, console_table, percent
+
+LOSS = "train/loss"
+"""Column of the total loss in `metrics.csv`; `train/loss_<name>` are those of its parts."""
 
 
 def table_of(runs: Sequence[Run]) -> Table:
-    """The table for a console."""
-    table = Table(title="IoU in %", title_style="bold", title_justify="left", header_style="dim", box=HORIZONTALS)
-    table.add_column("class", no_wrap=True)
-    for run in runs:
-        table.add_column(run.title, justify="right")
-    if len(runs) > 1:
-        table.add_column("gain", justify="right")
-    for row in rows_of(runs, label_space_of(runs[0])):
-        if row["first_mean"]:
-            table.add_section()
-        swatch = Text("██ ", style="rgb({},{},{})".format(*row["color"])) if row["color"] else Text()
-        cells = [Text(cell["text"], style="bold" if cell["best"] else "") for cell in row["cells"]]
-        gain = [Text(row["gain"], style={"up": "green", "down": "red"}.get(row["trend"], ""))] if len(runs) > 1 else []
-        table.add_row(swatch + Text(row["label"]), *cells, *gain, style="bold" if row["mean"] else "")
-    return table
+    """IoU per class and mean IoU of runs, for a console."""
+    gain = ["gain"] if len(runs) > 1 else []
+    return console_table("IoU in %", ["class", *(run.title for run in runs), *gain], map(_console_row, rows_of(runs)))
 
 
-def rows_of(runs: Sequence[Run], space: LabelSpace | None) -> Iterable[dict[str, Any]]:
-    """Rows of the table, for the console and for the page."""
-    means, classes = runs[0].means, runs[0].classes
-    for column in [*(f"iou_{name}" for name in classes), *means]:
+def rows_of(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Rows of the table of IoUs, for the console and for the page."""
+    space, means = runs[0].label_space, runs[0].means
+    labels = {iou_column(name): name for name in space.classes} | {name: mean_label(name) for name in means}
+    colors = dict(zip(labels, space.palette, strict=False))
+    for column, label in labels.items():
         values = [run.value(column) for run in runs]
-        present = [value for value in values if value is not None]
+        best = max((value for value in values if value is not None), default=None) if len(runs) > 1 else None
         gain, trend = gain_of(values[0], values[-1])
-        name = column.removeprefix("iou_")
         yield {
-            "label": mean_label(column) if column in means else name,
+            "label": label,
             "mean": column in means,
             "first_mean": column == means[0],
-            "color": space.palette[classes.index(name)] if space and column not in means else None,
+            "color": colors.get(column),
+            "absent": None in values,
             "cells": [
-                {
-                    "text": percent(value),
-                    "width": value or 0.0,
-                    "best": len(runs) > 1 and value is not None and value == max(present),
-                }
+                {"text": percent(value), "width": value or 0.0, "best": value is not None and value == best}
                 for value in values
             ],
-            "gain": gain,
+            "gain": gain if len(runs) > 1 else None,
             "trend": trend,
         }
 
 
-def percent(value: float | None) -> str:
-    """One decimal, or a dash where there is no value."""
-    return "-" if value is None else f"{value:.1f}"
+def losses_table(runs: Sequence[Run]) -> Table | None:
+    """The rows of `loss_rows` for a console; `None` if no loss was logged."""
+    rows = [
+        Row(row["label"], row["cells"], style="bold" * row["total"], section=row["total"]) for row in loss_rows(runs)
+    ]
+    title = "Losses at the end of training"
+    return console_table(title, ["loss", *(run.title for run in runs)], rows) if rows else None
+
+
+def loss_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Rows of the table of losses: each by its name, the total last; mean of the last twentieth of what was logged."""
+    for column, label in losses_of(runs).items():
+        curves = [run.curve(column)[1] for run in runs]
+        ends = [np.mean(values[-max(len(values) // 20, 1) :]) if values else None for values in curves]
+        cells = ["-" if end is None else f"{end:.3g}" for end in ends]
+        yield {"label": label, "total": column == LOSS, "cells": cells}
+
+
+def losses_of(runs: Sequence[Run]) -> dict[str, str]:
+    """Columns of `metrics.csv` that are losses, and their names: `train/loss_mixed` "mixed", `train/loss` "total"."""
+    columns = sorted({name for run in runs for row in run.metrics[:1] for name in row})
+    parts = {name: name[len(LOSS) + 1 :].replace("_", " ") for name in columns if name.startswith(f"{LOSS}_")}
+    return parts | ({LOSS: "total"} if LOSS in columns else {})
 
 
 def gain_of(first: float | None, last: float | None) -> tuple[str, str]:
@@ -69,3 +78,10 @@ def gain_of(first: float | None, last: float | None) -> tuple[str, str]:
         return "-", ""
     gain = round(round(last, 1) - round(first, 1), 1)
     return f"{gain:+.1f}", "up" if gain > 0 else "down" if gain < 0 else ""
+
+
+def _console_row(row: dict[str, Any]) -> Row:
+    cells = [Text(cell["text"], style="bold" if cell["best"] else "") for cell in row["cells"]]
+    if row["gain"] is not None:
+        cells.append(Text(row["gain"], style={"up": "green", "down": "red"}.get(row["trend"], "")))
+    return Row(row["label"], cells, row["color"], "bold" if row["mean"] else "", row["first_mean"])

@@ -1,8 +1,8 @@
 import csv
 import io
-import math
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import rich
 import torch
@@ -11,8 +11,11 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_uda.callbacks.iou_table import Evaluation, IoUTable, append_row
+from lightning_uda.callbacks import IoUTable
 from lightning_uda.label_spaces import LabelSpace
+from lightning_uda.metrics import evaluate, find_confusions, iou_per_class, mean_iou, read_confusion
+from lightning_uda.report import load_runs
+from lightning_uda.report.table import table_of
 
 SPACE = LabelSpace(
     "toy", ("road", "sky", "tram"), ((128, 64, 128), (70, 130, 180), (0, 80, 100)), {"2": ("road", "sky")}
@@ -28,6 +31,9 @@ class Module(pl.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.confusion = MulticlassConfusionMatrix(3, ignore_index=255)
+
+    def confusions(self):
+        return {None: self.confusion}
 
     def training_step(self, batch, batch_idx):
         return self.weight.square().sum()
@@ -55,11 +61,14 @@ class ModuleWithSizes(Module):
 
     def __init__(self):
         super().__init__()
-        self.confusions_at = torch.nn.ModuleDict({"1x2": MulticlassConfusionMatrix(3, ignore_index=255)})
+        self.at_size = MulticlassConfusionMatrix(3, ignore_index=255)
+
+    def confusions(self):
+        return {None: self.confusion, "1x2": self.at_size}
 
     def validation_step(self, batch, batch_idx):
-        self.confusions_at["1x2"].reset()
-        self.confusions_at["1x2"].update(torch.tensor([0, 0]), torch.tensor([0, 1]))
+        self.at_size.reset()
+        self.at_size.update(torch.tensor([0, 0]), torch.tensor([0, 1]))
         return super().validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self):
@@ -99,16 +108,6 @@ def fit(folder, callback, module=None):
     trainer = trainer_of(folder, callback)
     trainer.fit(module or Module(), DataLoader(range(8), batch_size=1), masks())
     return trainer
-
-
-def test_evaluation_in_percent():
-    confusion = torch.tensor([[6, 0, 0], [2, 0, 0], [0, 0, 0]])
-    evaluation = Evaluation.from_confusion(confusion, SPACE)
-    assert evaluation.iou[:2] == [75.0, 0.0]
-    assert math.isnan(evaluation.iou[2])
-    assert evaluation.share == [75.0, 25.0, 0.0]
-    assert evaluation.means == {"miou": 37.5, "miou_2": 37.5}
-    assert evaluation.summary() == "mIoU 37.5  mIoU (2) 37.5"
 
 
 def test_fit_writes_a_row_per_evaluation_and_logs_scalars(tmp_path, console):
@@ -152,6 +151,7 @@ def test_sanity_check_is_not_reported(tmp_path, console):
     trainer.limit_train_batches = 0
     trainer.fit(Module(), DataLoader(range(8), batch_size=1), masks())
     assert not (tmp_path / "run/version_0/iou.csv").exists()
+    assert not list(tmp_path.rglob("confusions"))
     assert "mIoU" not in console.export_text()
 
 
@@ -195,9 +195,104 @@ def test_scores_at_further_sizes_stand_beside_the_others(tmp_path, console):
     assert (mean[1], mean[-1]) == ("37.5", "25.0")
 
 
-def test_rows_with_new_columns_join_the_earlier_rows(tmp_path):
-    path = tmp_path / "new" / "iou.csv"
-    append_row(path, {"step": 1, "miou": 12.345678})
-    append_row(path, {"step": 2, "miou": float("nan"), "iou_road": 3.0})
-    assert path.read_text().splitlines() == ["step,miou,iou_road", "1,12.3457,", "2,,3.0"]
-    assert [file.name for file in path.parent.iterdir()] == ["iou.csv"]
+def test_every_evaluation_keeps_its_matrix(tmp_path, console):
+    trainer = fit(tmp_path, IoUTable(), ModuleWithSizes())
+    trainer.test(Module(), masks(), verbose=False)
+    folder = tmp_path / "run/version_0/confusions"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "test_step_000004.csv", "val_step_000002.csv", "val_step_000002_at_1x2.csv", "val_step_000004.csv",
+        "val_step_000004_at_1x2.csv",
+    ]  # fmt: skip
+    for name in ("test_step_000004.csv", "val_step_000002.csv", "val_step_000004.csv"):
+        assert (folder / name).read_text().splitlines() == [
+            "truth \\ prediction,road,sky,tram", "road,6,0,0", "sky,2,0,0", "tram,0,0,0",
+        ]  # fmt: skip
+    assert (folder / "val_step_000004_at_1x2.csv").read_text().splitlines()[1:] == [
+        "road,1,0,0",
+        "sky,1,0,0",
+        "tram,0,0,0",
+    ]
+
+
+def test_a_step_evaluated_again_is_kept_beside(tmp_path, console):
+    trainer = fit(tmp_path, IoUTable())
+    folder = tmp_path / "run/version_0/confusions"
+    before = (folder / "val_step_000004.csv").stat()
+    trainer.validate(Module(), masks(), verbose=False)
+    assert [path.name for path in sorted(folder.glob("val_step_000004*"))] == [
+        "val_step_000004.2.csv", "val_step_000004.csv",
+    ]  # fmt: skip
+    assert (folder / "val_step_000004.csv").stat() == before
+    assert [(file.step, file.number) for file in find_confusions(folder.parent)] == [(2, 1), (4, 1), (4, 2)]
+
+
+def test_a_checkpoint_is_evaluated_under_its_step(tmp_path, console):
+    trainer = fit(tmp_path, IoUTable())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = trainer_of(tmp_path / "again", IoUTable())
+    again.validate(Module(), masks(), ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=True)
+    assert [path.name for path in (tmp_path / "again").rglob("confusions/*")] == ["val_step_000004.csv"]
+
+
+class Guesses(Module):
+    """Takes predictions of 5 classes from the batch, and logs its mean as `UDAModule` does."""
+
+    label_space = LabelSpace(
+        "five", tuple("abcde"), tuple((i, i, i) for i in range(5)), {"ad": ("a", "d"), "d": ("d",), "bc": ("b", "c")}
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.confusion = MulticlassConfusionMatrix(5, ignore_index=255)
+
+    def validation_step(self, batch, batch_idx):
+        self.confusion.update(batch["pred"], batch["mask"])
+
+    def on_validation_epoch_end(self):
+        self.log("val/miou", 100 * mean_iou(iou_per_class(self.confusion.compute())).float())
+
+
+def test_a_matrix_on_disk_gives_all_that_is_reported(tmp_path, console):
+    """Metrics, `iou.csv`, console and report, against intersections and unions counted pixel by pixel."""
+    names, shape = np.array([0, 1, 2, 4, 255]), (7, 9, 11)  # the fourth class is in neither
+    truth = names[np.random.default_rng(3).integers(0, 5, shape)]
+    pred = names[np.random.default_rng(4).integers(0, 4, shape)]
+    batches = [{"mask": torch.tensor(t)[None], "pred": torch.tensor(p)[None]} for t, p in zip(truth, pred, strict=True)]
+    trainer = trainer_of(tmp_path, IoUTable())
+    trainer.fit(Guesses(), DataLoader(range(8), batch_size=1), DataLoader(batches, batch_size=None))
+
+    valid = truth != 255
+    union = {name: ((truth == c) | (pred == c))[valid].sum() for c, name in enumerate("abcde")}
+    both = {name: ((truth == c) & (pred == c))[valid].sum() for c, name in enumerate("abcde")}
+    iou = {name: 100 * both[name] / union[name] for name in "abce"}
+    expected = {f"iou_{name}": value for name, value in iou.items()}
+    expected |= {"miou": sum(iou.values()) / 4, "miou_ad": iou["a"], "miou_bc": (iou["b"] + iou["c"]) / 2}
+    assert union["d"] == 0
+
+    folder = tmp_path / "run/version_0"
+    matrix, classes = read_confusion(folder / "confusions/val_step_000004.csv")
+    assert matrix.tolist() == [[int(((truth == t) & (pred == p)).sum()) for p in range(5)] for t in range(5)]
+    assert classes == list("abcde")
+    columns = evaluate(matrix, Guesses.label_space).columns()
+    assert {name: value for name, value in columns.items() if value == value} == pytest.approx(expected, rel=1e-12)
+    last = [row for row in read(folder / "metrics.csv") if row["val/miou"]][-1]
+    logged = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
+    assert logged == pytest.approx({f"val/{name}": value for name, value in expected.items()}, rel=1e-6)
+    row = read(folder / "iou.csv")[-1]
+    assert (row.pop("step"), row.pop("stage"), row["iou_d"], row["miou_d"]) == ("4", "val", "", "")
+    assert {name: float(cell) for name, cell in row.items() if cell} == pytest.approx(expected, abs=5.1e-5)
+    (run,) = load_runs([folder])
+    run.label_space = Guesses.label_space
+    assert {name: run.value(name) for name in expected if not name.startswith("miou_")} == pytest.approx(
+        {name: value for name, value in expected.items() if not name.startswith("miou_")}, rel=1e-12
+    )
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["██", "b", f"{iou['b']:.1f}"] in [line[:3] for line in lines]
+    assert ["██", "d", "-"] in [line[:3] for line in lines]
+    assert ["mIoU", f"{expected['miou']:.1f}"] in [line[:2] for line in lines]
+    assert ["mIoU", "(d)", "-"] in [line[:3] for line in lines]
+    console.print(table_of(load_runs([folder])))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["██", "b", f"{iou['b']:.1f}"] in lines
+    assert ["██", "d", "-"] in lines
+    assert ["mIoU", f"{expected['miou']:.1f}"] in lines

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from lightning_uda.callbacks.iou_table import append_row
 from lightning_uda.cli import main
 from lightning_uda.commands import sweep as module
 from lightning_uda.commands.sweep import STAMP, read_sweep
+from lightning_uda.tables import append_row
+from tests.report.test_report import CLASSES, write_evaluation
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
@@ -71,8 +72,7 @@ def trainings(config, monkeypatch):
         if threshold == 0.9 and len(commands) == 2:
             return subprocess.CompletedProcess(command, 1)
         for step, points in ((1, 3), (2, 0)):
-            miou = 100 * threshold + points
-            append_row(version / "iou.csv", {"step": step, "stage": "val", "miou": miou, "iou_Sky": miou})
+            write_evaluation(version, step, [100 * threshold + points] * len(CLASSES))
         append_row(version / "metrics.csv", {"step": 1, "train/loss_source": 0.5})
         return subprocess.CompletedProcess(command, 0)
 
@@ -225,9 +225,10 @@ def test_points_are_trained_in_processes_of_their_own_without_wandb(config, tmp_
     write_sweep(parameters={"data.init_args.batch_size": {"values": [2]}})
     main(["sweep", "sweep.yaml", "--output", "out"])
     run = tmp_path / "out/tiny/batch_size=2/version_0"
-    assert {"config.yaml", "metrics.csv", "iou.csv", "checkpoints", STAMP} <= {path.name for path in run.iterdir()}
+    assert {"config.yaml", "metrics.csv", "iou.csv", "confusions", "checkpoints", STAMP} <= {
+        path.name for path in run.iterdir()
+    }
     assert not list(tmp_path.rglob("*.wandb"))
-    assert "SGD, one update per step (clean)" in (tmp_path / "out/tiny/report.html").read_text()
     assert capsys.readouterr().out.splitlines()[-2:] == ["out/tiny/sweep.csv", "out/tiny/report.html"]
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_uda.metrics import at_size, mean_label, scored_size, size_name
+from lightning_uda.metrics import at_size, mean_label, size_name
 
 
 @pytest.mark.parametrize(
@@ -16,5 +16,4 @@ from lightning_uda.metrics import at_size, mean_label, scored_size, size_name
 def test_names_and_what_tables_make_of_them(stem, size, name, label):
     size = None if size is None else size_name(size)
     assert at_size(stem, size) == name
-    assert scored_size(name) == size
     assert mean_label(name) == label

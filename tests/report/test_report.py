@@ -1,23 +1,25 @@
 import base64
 import io
 import re
+import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rich
+import torch
 import yaml
 from PIL import Image
 from rich.console import Console
 
-from lightning_uda.callbacks.iou_table import append_row
-from lightning_uda.cli import main
-from lightning_uda.networks import CaffeDeepLabV2, DeepLabV2
-from lightning_uda.report import ReportError, build_report, format_table, load_runs, report
-from lightning_uda.report.settings import settings_lines, settings_of
+from lightning_uda.label_spaces import LABEL_SPACES
+from lightning_uda.metrics import keep_confusion
+from lightning_uda.report import ReportError, build_report, load_runs, report
+from lightning_uda.report.charts import _smooth
+from lightning_uda.report.notes import notes_of, print_notes
+from lightning_uda.report.table import losses_table, table_of
+from lightning_uda.tables import append_row
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSES = (
     "Sky",
     "Building",
@@ -33,30 +35,59 @@ CLASSES = (
 )
 
 
+def matrix_of(iou):
+    """A matrix in which classes have these IoUs, in percent; NaN for a class without a pixel.
+
+    All misses are predicted as the first class, so that IoU = hits / pixels for each other one; the first one's hits
+    are made to fit.
+    """
+    first, *others = iou
+    present = [value if value == value else 0 for value in others]
+    hits = torch.tensor([round(10000 * value) for value in present])
+    misses = torch.tensor([10**6 * (value == value) for value in others]).long() - hits
+    matrix = torch.diag(torch.cat([torch.zeros(1, dtype=torch.long), hits]))
+    matrix[1:, 0] = misses
+    matrix[0, 0] = round(first / (100 - first) * int(misses.sum()))
+    return matrix
+
+
+def write_evaluation(folder, step, iou, classes=CLASSES, stage="val", size=None):
+    return keep_confusion(folder, stage, step, size, matrix_of(iou), classes)
+
+
 def write_run(
-    folder, values, *, method="SourceOnly", classes=CLASSES, steps=(100, 200), mixes=False, stage="val", **model
+    folder, values, *, method="SourceOnly", classes=CLASSES, steps=(100, 200), mixes=False, stage="val", notes=()
 ):
     """A run folder as a training leaves it; the IoU of every class is the run's value, of the fourth 5 points more."""
     folder.mkdir(parents=True)
-    data = {"label_space": "camvid", "source": {"class_path": "pkg.CamVid"}, "target": {"class_path": "pkg.Dusk"}}
+    space = {"name": "demo", "classes": list(classes), "palette": [[i, 99, 200] for i in range(len(classes))]}
+    if "Car" in classes:
+        space["subsets"] = {"few": ["Road", "Car"]}
+    (folder / "space.yaml").write_text(yaml.safe_dump(space))
+    data = {
+        "label_space": str(folder / "space.yaml"),
+        "source": {"class_path": "pkg.CamVid"},
+        "target": {"class_path": "pkg.Dusk"},
+    }
     network = {"class_path": "pkg.DeepLabV2", "init_args": {"backbone": "resnet18"}}
     config = {
         "seed_everything": 7,
         "trainer": {"max_steps": 200, "log_every_n_steps": 10},
         "data": {"class_path": "pkg.UDADataModule", "init_args": data},
-        "model": {"class_path": f"pkg.{method}", "init_args": {"network": network, **model}},
+        "model": {"class_path": f"pkg.{method}", "init_args": {"network": network}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    if notes:
+        (folder / "notes.txt").write_text("".join(f"{note}\n" for note in notes))
     for step, value in zip(steps, values, strict=True):
-        iou = {f"iou_{name}": value + 5 * (i == 3) for i, name in enumerate(classes)}
-        append_row(folder / "iou.csv", {"step": step, "stage": stage, "miou": value, "miou_few": value / 2, **iou})
+        write_evaluation(folder, step, [value + 5 * (i == 3) for i in range(len(classes))], classes, stage)
         if step:
             write_panels(folder / "panels" / f"step_{step:06d}", round(value), mixes)
     for step in range(9, steps[-1] or 200, 10):
-        row = {"step": step, "train/loss_source": 1 / step}
-        append_row(
-            folder / "metrics.csv", row | ({"train/loss_mixed": 0.5, "train/pixel_weight": 0.9} if mixes else {})
+        losses = {"train/loss_source": 1 / step} | (
+            {"train/loss_mixed": 0.5, "train/pixel_weight": 0.9} if mixes else {}
         )
+        append_row(folder / "metrics.csv", {"step": step, "train/loss": 1 / step + 0.5 * mixes, **losses})
     return folder
 
 
@@ -79,7 +110,7 @@ def runs(tmp_path):
 def text_of(folders):
     """The table as a console shows it."""
     console = Console(record=True, width=120, file=io.StringIO())
-    console.print(format_table(folders))
+    console.print(table_of(load_runs(folders)))
     return console.export_text()
 
 
@@ -125,8 +156,10 @@ def test_page_holds_the_table_with_gains(runs, tmp_path):
     assert page.rows[0] == ["class", "Source only", "DACS", "gain"]
     assert page.rows[1] == ["Sky", "30.0", "41.3", "+11.3"]
     assert page.rows[4] == ["Road", "35.0", "46.3", "+11.3"]
-    assert page.rows[-2:] == [["mIoU", "30.0", "41.3", "+11.3"], ["mIoU (few)", "15.0", "20.6", "+5.6"]]
-    assert len(page.rows) == 1 + 11 + 2
+    # (10 * 30 + 35) / 11 and (10 * 41.26 + 46.26) / 11; (35 + 30) / 2 and (46.26 + 41.26) / 2
+    assert page.rows[12:14] == [["mIoU", "30.5", "41.7", "+11.2"], ["mIoU (few)", "32.5", "43.8", "+11.3"]]
+    assert page.rows[14] == ["loss at the end", "Source only", "DACS"]
+    assert len(page.rows) == 1 + 11 + 2 + 1 + 3
 
 
 def test_best_values_and_losses_are_marked(tmp_path):
@@ -147,69 +180,32 @@ def test_page_tells_what_the_runs_were(runs, tmp_path):
     assert str(tmp_path) not in text
 
 
-def part(class_path, **init_args):
-    return {"class_path": class_path, "init_args": init_args}
+OPTIMISER, BRANCHES = "optimiser: RepeatedSGD, 1/3/4 updates per step (reference)", "ASPP branches: 6, 12 (two of four)"
+WARNING = "warning: the sets share <3> images"
 
 
-TWO, FOUR = "6, 12 (two of four, reference)", "6, 12, 18, 24 (all four)"
+def test_notes_say_what_runs_share_once_and_warn(tmp_path, monkeypatch):
+    notes = {"a": [OPTIMISER, BRANCHES], "b": [OPTIMISER, "", WARNING], "c": [OPTIMISER, BRANCHES, BRANCHES]}
+    runs = load_runs([write_run(tmp_path / name, (20.0, 30.0), notes=lines) for name, lines in notes.items()])
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_notes(runs, console)
+    assert console.export_text(clear=False).splitlines() == [
+        OPTIMISER, f"a, c: {BRANCHES}", "warning: b: the sets share <3> images",
+    ]  # fmt: skip
+    (yellow,) = [line for line in console.export_text(styles=True).splitlines() if "\x1b[33m" in line]
+    assert "share <3>" in yellow
+    assert [note.titles for note in notes_of(runs[:1])] == [(), ()]
+
+    text = page_of(build_report([run.folder for run in runs], tmp_path / "report.html")).text
+    assert text.count(OPTIMISER) == 1
+    assert f"a, c: {BRANCHES}" in text
+    assert "Warning. b: the sets share <3> images" in text
+    assert '<li class="warning">' in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "network", "expected"),
-    [
-        (part("torch.optim.SGD", nesterov=False), part("pkg.CaffeDeepLabV2", dilations=[6, 12]),
-         ("SGD, one update per step (clean)", TWO)),
-        (part("torch.optim.SGD", nesterov=True), part("pkg.CaffeDeepLabV2", dilations=[6, 12, 18, 24]),
-         ("SGD with Nesterov momentum, one update per step (clean)", FOUR)),
-        (part("lightning_uda.optim.RepeatedSGD"), part("pkg.CaffeDeepLabV2", dilations=[6, 12]),
-         ("RepeatedSGD, 1/3/4 updates per step (reference)", TWO)),
-        (part("lightning_uda.optim.RepeatedSGD"), part("pkg.DeepLabV2", dilations=[6]),
-         ("RepeatedSGD, one update per step (clean)", "6")),
-        (part("lightning_uda.optim.RepeatedSGD"), part("my.Net"),
-         ("RepeatedSGD, updates per step as Net declares", None)),
-        (None, part("my.Net"), ("not recorded", None)),
-    ],
-)  # fmt: skip
-def test_settings_say_what_was_taken_over_from_the_published_program(tmp_path, optimizer, network, expected):
-    folder = write_run(tmp_path / "a", (20.0, 30.0), optimizer=optimizer, network=network)
-    settings = settings_of(load_runs([folder])[0].config)
-    assert (settings["optimiser"], settings.get("ASPP branches")) == expected
-    text = page_of(build_report([folder], tmp_path / "report.html")).text
-    assert all(value in text for value in expected if value)
-
-
-def test_networks_declare_the_updates_that_the_report_names():
-    small = {"blocks": (1, 1, 1, 1), "planes": (4, 4, 4, 4)}
-    for network, repeats in ((CaffeDeepLabV2(2, **small), {1, 3, 4}), (DeepLabV2(2, "resnet10t"), {1})):
-        assert {group["update_repeats"] for group in network.parameter_groups()} == repeats
-
-
-@pytest.mark.parametrize("pair", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
-def test_the_reference_preset_differs_in_the_optimiser_only(pair, capsys):
-    configs = []
-    for name in ("dacs", "dacs_reference"):
-        with pytest.raises(SystemExit):
-            main(["fit", "--config", str(CONFIGS / f"experiment/{pair}/{name}.yaml"), "--print_config"])
-        configs.append(yaml.safe_load(capsys.readouterr().out))
-        assert configs[-1].pop("name") == f"{pair}/{name}"
-    clean, reference = (settings_of(config) for config in configs)
-    assert clean == {"optimiser": "SGD, one update per step (clean)", "ASPP branches": TWO}
-    assert reference == {"optimiser": "RepeatedSGD, 1/3/4 updates per step (reference)", "ASPP branches": TWO}
-    optimizers = [config["model"]["init_args"].pop("optimizer")["init_args"] for config in configs]
-    assert optimizers[1] == {"lr": 2.5e-4, "momentum": 0.9, "weight_decay": 5e-4}
-    assert {name: optimizers[0][name] for name in optimizers[1]} == optimizers[1]
-    assert configs[0] == configs[1]
-
-
-def test_the_console_says_the_settings_once_if_all_runs_share_them(tmp_path):
-    optimizers = {"a": "SGD", "b": "SGD", "c": "AdamW"}
-    folders = [write_run(tmp_path / name, (20.0, 30.0), optimizer=part(path)) for name, path in optimizers.items()]
-    runs = load_runs(folders)
-    assert settings_lines(runs[:2]) == ["optimiser: SGD, one update per step (clean)"]
-    assert settings_lines(runs) == [
-        "a, b: optimiser: SGD, one update per step (clean)",
-        "c: optimiser: AdamW, one update per step (clean)",
-    ]
+def test_runs_without_notes_show_none(runs, tmp_path):
+    assert load_runs(runs)[0].notes == []
+    assert "<li" not in build_report(runs, tmp_path / "report.html").read_text()
 
 
 def test_page_is_self_contained(runs, tmp_path):
@@ -241,9 +237,30 @@ def test_charts(runs, tmp_path):
         "mIoU in %", "Mean pixel weight of the mixed images", "Losses of Source only", "Losses of DACS",
     ]  # fmt: skip
     charts = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert ">41.3</text>" in charts[0]
-    assert "loss mixed" in charts[3]
-    assert "loss mixed" not in charts[2]
+    assert ">41.7</text>" in charts[0]
+    legends = [re.findall(r">(mixed|source|total)</text>", chart) for chart in charts]
+    assert legends == [[], [], ["source", "total"], ["mixed", "source", "total"]]
+
+
+def test_losses_are_named_and_summed_up_on_page_and_console(tmp_path):
+    run = write_run(tmp_path / "dacs", (20.0, 30.0), mixes=True)
+    other = write_run(tmp_path / "source_only", (20.0, 30.0))
+    for step, total in ((300, 0.25), (310, -0.75)):  # 21 and 22 values: the last twentieth is one
+        append_row(run / "metrics.csv", {"step": step, "train/loss": total, "train/loss_source": 0.0012})
+    expected = [["mixed", "0.5", "-"], ["source", "0.0012", "0.005"], ["total", "-0.75", "0.005"]]
+    page = page_of(build_report([run, other], tmp_path / "report.html"))
+    assert page.rows[-3:] == expected
+    console = Console(width=120, file=io.StringIO())
+    console.print(losses_table(load_runs([run, other])))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert all(row in lines for row in expected)
+
+
+def test_negative_losses_are_in_the_picture(tmp_path):
+    run = write_run(tmp_path / "crst", (20.0, 30.0))
+    append_row(run / "metrics.csv", {"step": 300, "train/loss_regularizer": -3.0})
+    html = build_report([run], tmp_path / "report.html").read_text()
+    assert "\u22123</text>" in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)[1]
 
 
 def test_one_run_has_no_gain(runs, tmp_path):
@@ -261,22 +278,31 @@ def test_runs_without_pictures_or_config(tmp_path):
     assert "<img" not in html
     assert "a &lt;b&gt;" in html
     assert page_of(tmp_path / "report.html").rows[1] == ["a <b>", "30.0"]
+    (run / "metrics.csv").unlink()
+    assert "<h3>Losses" not in build_report([run], tmp_path / "report.html").read_text()
 
 
-def test_a_class_that_does_not_occur(tmp_path):
-    folders = [write_run(tmp_path / name, (20.0, 30.0), classes=("road", "sky")) for name in "ab"]
-    append_row(
-        folders[0] / "iou.csv", {"step": 300, "stage": "val", "miou": 30.0, "iou_road": float("nan"), "iou_sky": 5.0}
-    )
+def test_a_class_that_does_not_occur_is_a_dash_and_in_no_mean(tmp_path):
+    classes = ("road", "sky", "tram")
+    folders = [write_run(tmp_path / name, (20.0, 30.0), classes=classes) for name in "ab"]
+    write_evaluation(folders[0], 300, (50, 5, float("nan")), classes)
     page = page_of(build_report(folders, tmp_path / "report.html"))
-    assert page.rows[1:3] == [["road", "-", "30.0", "-"], ["sky", "5.0", "30.0", "+25.0"]]
+    assert page.rows[1:5] == [
+        ["road", "50.0", "30.0", "-20.0"], ["sky", "5.0", "30.0", "+25.0"], ["tram", "-", "30.0", "-"],
+        ["mIoU", "27.5", "30.0", "+2.5"],
+    ]  # fmt: skip
+    lines = [line.split() for line in text_of(folders).splitlines()]
+    assert ["██", "tram", "-", "30.0", "-"] in lines
+    assert ["mIoU", "27.5", "30.0", "+2.5"] in lines
+    (run,) = load_runs(folders[:1])
+    assert run.value("iou_tram") is None
+    assert run.scores("iou_tram") == ([100, 200], pytest.approx([20.0, 30.0]))
 
 
 def test_scores_at_further_sizes_are_means_of_their_own(tmp_path):
     folders = [write_run(tmp_path / name, (20.0, 30.0), classes=("road", "sky")) for name in "ab"]
     for folder, value in zip(folders, (28.0, 29.5), strict=True):
-        row = {"step": 300, "stage": "val", "miou": 30.0, "iou_road": 1.0, "iou_sky": 5.0}
-        append_row(folder / "iou.csv", row | {"miou_at_512x1024": value, "iou_road_at_512x1024": 2.0})
+        write_evaluation(folder, 200, (value, value), ("road", "sky"), size="512x1024")
     assert load_runs(folders)[0].classes == ["road", "sky"]
     lines = [line.split() for line in text_of(folders).splitlines()]
     assert ["mIoU", "at", "512x1024", "28.0", "29.5", "+1.5"] in lines
@@ -304,13 +330,13 @@ def test_report_prints_the_table_and_the_path_last(runs, tmp_path, monkeypatch):
     report(runs, tmp_path / "a_folder_with_a_rather_long_name" / "report.html")
     lines = console.export_text().splitlines()
     assert next(line for line in lines if "Road" in line).split() == ["██", "Road", "35.0", "46.3", "+11.3"]
-    assert next(line for line in lines if "mIoU" in line).split() == ["mIoU", "30.0", "41.3", "+11.3"]
-    assert "optimiser: not recorded" in lines
+    assert next(line for line in lines if "mIoU" in line).split() == ["mIoU", "30.5", "41.7", "+11.2"]
+    assert next(line for line in lines if "total" in line).split() == ["total", "0.005", "0.505"]
     assert lines[-1] == str(tmp_path / "a_folder_with_a_rather_long_name" / "report.html")
 
 
 def test_terminal_table(runs):
-    table = format_table(runs)
+    table = table_of(load_runs(runs))
     assert [column.header for column in table.columns] == ["class", "Source only", "DACS", "gain"]
     assert table.row_count == 13
 
@@ -322,7 +348,7 @@ def test_the_latest_version_that_trained_is_taken(tmp_path):
     (tmp_path / "dacs/version_12").mkdir()
     (run,) = load_runs([tmp_path / "dacs"])
     assert run.folder.name == "version_10"
-    assert run.value("miou") == 40.0
+    assert run.value("miou") == pytest.approx(40 + 5 / 11, abs=1e-3)
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
@@ -330,15 +356,11 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert [run.title for run in load_runs(folders)] == ["DACS (dacs/version_0)", "DACS (dacs/version_1)"]
 
 
-def test_a_step_evaluated_twice_counts_once(tmp_path):
-    folder = write_run(tmp_path / "dacs", (20.0, 30.0, 35.0), steps=(100, 200, 201))
-    append_row(folder / "iou.csv", {"step": 200, "stage": "val", "miou": 33.0})
+def test_of_a_step_evaluated_twice_the_latest_counts(tmp_path):
+    folder = write_run(tmp_path / "dacs", (20.0, 30.0, 35.0), steps=(100, 200, 201), classes=("road", "sky"))
+    assert write_evaluation(folder, 200, (33.0, 33.0), ("road", "sky")).name == "val_step_000200.2.csv"
     (run,) = load_runs([folder])
-    assert [(row["step"], row["miou"]) for row in run.evaluations] == [
-        ("100", "20.0"),
-        ("200", "33.0"),
-        ("201", "35.0"),
-    ]
+    assert run.scores("miou") == ([100, 200, 201], pytest.approx([20.0, 33.0, 35.0], abs=1e-3))
 
 
 def test_an_unfinished_run_is_named(tmp_path, monkeypatch):
@@ -371,19 +393,36 @@ def test_missing_folder(tmp_path):
         build_report([tmp_path / "nowhere"], tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("missing", ["metrics.csv", "iou.csv"])
-def test_folder_without_its_files(runs, tmp_path, missing):
-    (runs[0] / "version_0" / missing).unlink()
-    with pytest.raises(ReportError, match=rf"version_0 holds no {missing}; expected both"):
+def test_a_run_that_was_never_evaluated(runs, tmp_path):
+    shutil.rmtree(runs[0] / "version_0/confusions")
+    said = r"version_0 holds no confusion matrix \(confusions/val_step_<step>\.csv\), which a run writes at its first"
+    with pytest.raises(ReportError, match=said):
         build_report(runs, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_run_that_was_never_evaluated(tmp_path):
-    run = write_run(tmp_path / "dacs", (20.0, 30.0))
-    (run / "iou.csv").write_text((run / "iou.csv").read_text().splitlines()[0] + "\n")
-    with pytest.raises(ReportError, match="holds no evaluation"):
-        build_report([run], tmp_path / "report.html")
+def test_a_run_of_an_older_version_is_told_what_to_do(runs, tmp_path):
+    shutil.rmtree(runs[0] / "version_0/confusions")
+    append_row(runs[0] / "version_0/iou.csv", {"step": 100, "stage": "val", "miou": 20.0})
+    said = "only the iou.csv of an older version.*validate --config .*version_0/config.yaml --ckpt_path FILE"
+    with pytest.raises(ReportError, match=said):
+        build_report(runs, tmp_path / "report.html")
+
+
+def test_a_matrix_that_is_none_is_named(runs, tmp_path):
+    (runs[0] / "version_0/confusions/val_step_000200.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ReportError, match=r"val_step_000200\.csv: expected a confusion matrix"):
+        load_runs(runs)
+
+
+def test_classes_of_a_label_space_that_is_gone_are_grey_and_those_of_a_built_in_one_are_known(tmp_path):
+    folder = write_run(tmp_path / "a", (20.0, 30.0))
+    (folder / "space.yaml").unlink()
+    assert load_runs([folder])[0].label_space == LABEL_SPACES["camvid"]
+    folder = write_run(tmp_path / "b", (20.0, 30.0), classes=("road", "sky"))
+    (folder / "space.yaml").unlink()
+    assert load_runs([folder])[0].label_space.palette == ((128, 128, 128),) * 2
+    assert 'class="panel legend"' not in build_report([folder], tmp_path / "report.html").read_text()
 
 
 def test_runs_of_different_classes(runs, tmp_path):
@@ -398,8 +437,6 @@ def test_no_runs(tmp_path):
 
 
 def test_long_curves_are_smoothed_around_their_points():
-    from lightning_uda.report.charts import _smooth
-
     line = np.linspace(0, 1, 200)
     smooth = np.array(_smooth((line + 0.1 * (-1) ** np.arange(200)).tolist()))
     np.testing.assert_allclose(smooth[5:-5], line[5:-5], atol=0.02)

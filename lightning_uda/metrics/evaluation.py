@@ -1,0 +1,68 @@
+"""What an evaluation measured, derived from its confusion matrix alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_uda.label_spaces import LabelSpace
+from lightning_uda.metrics.columns import at_size, iou_column, mean_column, mean_label
+from lightning_uda.metrics.segmentation import iou_per_class, mean_iou
+from lightning_uda.tables import percent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one confusion matrix says; all values are in percent, NaN where there is nothing to measure.
+
+    Attributes:
+        label_space: The classes.
+        iou: IoU of each class.
+        share: Share of each class in the ground-truth pixels.
+        means: Mean IoU over all classes as `miou`, and over each subset as `miou_<subset>`; classes in neither labels
+            nor predictions are left out.
+        size: Size that labels were brought to, such as "512x1024"; `None` if they kept theirs.
+    """
+
+    label_space: LabelSpace
+    iou: list[float]
+    share: list[float]
+    means: dict[str, float]
+    size: str | None = None
+
+    def columns(self) -> dict[str, float]:
+        """The means, then `iou_<class name>` for each class; all with `_at_<size>` if there is a size."""
+        classes = {iou_column(name): value for name, value in zip(self.label_space.classes, self.iou, strict=True)}
+        return {at_size(name, self.size): value for name, value in (self.means | classes).items()}
+
+    def summary(self) -> str:
+        """The means in one line, such as `mIoU 31.2  mIoU (13) 40.1`."""
+        return "  ".join(
+            f"{mean_label(at_size(name, self.size))} {percent(value)}" for name, value in self.means.items()
+        )
+
+
+def evaluate(confusion: Tensor, label_space: LabelSpace, size: str | None = None) -> Evaluation:
+    """Derives everything from one matrix.
+
+    Args:
+        confusion: Integer (C, C); rows are ground truth, columns predictions.
+        label_space: Its C classes.
+        size: Size that labels were brought to, such as "512x1024"; `None` if they kept theirs.
+    """
+    iou = 100 * iou_per_class(confusion)
+    truth = confusion.cpu().double().sum(dim=1)
+    means = {mean_column(subset): float(mean_iou(iou, indices)) for subset, indices in averaged(label_space).items()}
+    return Evaluation(label_space, iou.tolist(), (100 * truth / truth.sum()).tolist(), means, size)
+
+
+def averaged(label_space: LabelSpace) -> dict[str | None, list[int] | None]:
+    """Train ids that means are taken over: all (`None`: `None`), then those of each subset."""
+    return {None: None, **{subset: label_space.subset_indices(subset) for subset in label_space.subsets}}
+
+
+def columns_of(evaluations: Iterable[Evaluation]) -> dict[str, float]:
+    """Columns of the evaluations of one step at all sizes, as `iou.csv` has them."""
+    return {name: value for evaluation in evaluations for name, value in evaluation.columns().items()}

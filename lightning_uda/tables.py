@@ -1,0 +1,99 @@
+"""Tables: of classes on the console, and as CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.bar import Bar
+from rich.box import HORIZONTALS
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lightning_uda.files import replace_file
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table on the console.
+
+    Attributes:
+        label: What the row is about, such as the name of a class.
+        cells: Its cells, one for each further column.
+        color: Colour (0-255) of the class, drawn before the label; `None` for rows that are no class.
+        style: Style of the whole row, such as "bold" for a mean.
+        section: Whether a line is drawn above the row.
+    """
+
+    label: str
+    cells: Sequence[RenderableType]
+    color: tuple[int, int, int] | None = None
+    style: str = ""
+    section: bool = False
+
+
+def console_table(title: str, columns: Sequence[str], rows: Iterable[Row]) -> Table:
+    """A table for the console.
+
+    Args:
+        title: Its heading.
+        columns: Headings of the columns; the first is that of the labels.
+        rows: Rows of as many cells as there are further columns.
+    """
+    table = Table(title=title, title_style="bold", title_justify="left", header_style="dim", box=HORIZONTALS)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    for row in rows:
+        if row.section:
+            table.add_section()
+        swatch = Text("██ ", style="rgb({},{},{})".format(*row.color)) if row.color else Text()
+        table.add_row(swatch + Text(row.label), *row.cells, style=row.style)
+    return table
+
+
+def percent(value: float | None) -> str:
+    """One decimal, or a dash where there is no value."""
+    return "-" if value is None or value != value else f"{value:.1f}"
+
+
+def percent_bar(value: float) -> Bar:
+    """A bar for a value in percent; none where there is no value."""
+    return Bar(size=100, begin=0, end=0 if value != value else value, width=20, color="cyan")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The content of a CSV file; cells of `None` and NaN are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if cell != cell else cell for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, each from column to cell."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row to a CSV file with one header, keeping all earlier rows.
+
+    Columns that the file lacks are added to it. The new file takes the place of the old in one move, so that an
+    interruption never leaves half a table.
+
+    Args:
+        path: The file; made if it isn't there.
+        row: Column to value; floats are rounded to four places, NaN becomes an empty cell.
+    """
+    rows: list[Mapping[str, Any]] = [*read_rows(path)] if path.is_file() else []
+    rows.append({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+    columns = list(dict.fromkeys(name for one in rows for name in one))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = csv_text(columns, ([one.get(name, "") for name in columns] for one in rows))
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))

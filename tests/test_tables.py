@@ -1,0 +1,30 @@
+import io
+
+from rich.console import Console
+
+from lightning_uda.tables import Row, append_row, console_table, csv_text, percent, read_rows
+
+
+def test_rows_with_new_columns_join_the_earlier_rows(tmp_path):
+    path = tmp_path / "new" / "iou.csv"
+    append_row(path, {"step": 1, "miou": 12.345678})
+    append_row(path, {"step": 2, "miou": float("nan"), "iou_road": 3.0})
+    assert path.read_text().splitlines() == ["step,miou,iou_road", "1,12.3457,", "2,,3.0"]
+    assert [file.name for file in path.parent.iterdir()] == ["iou.csv"]
+    assert read_rows(path)[1] == {"step": "2", "miou": "", "iou_road": "3.0"}
+
+
+def test_cells_without_a_value_are_empty_in_files_and_dashes_in_tables():
+    assert csv_text(["a, b", "c"], [[None, float("nan")], [0.00025, "x"]]) == '"a, b",c\n,\n0.00025,x\n'
+    assert [percent(value) for value in (None, float("nan"), 0.0, 99.96)] == ["-", "-", "0.0", "100.0"]
+
+
+def test_classes_have_a_swatch_and_means_a_line_above():
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system="truecolor")
+    rows = [Row("road", ["1.0"], (128, 64, 128)), Row("mIoU", ["2.0"], style="bold", section=True)]
+    console.print(console_table("Title", ["class", "run"], rows))
+    title, *_, road, line, mean, _ = console.file.getvalue().splitlines()
+    assert "Title" in title
+    assert "\x1b[38;2;128;64;128m██ " in road
+    assert set(line.strip()) == {"─"}
+    assert "██" not in mean
