@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 HAS_LOCKS = fcntl is not None
 """Whether `locked` keeps other processes out."""
 
+NOTES_FILE = "notes.txt"
+"""Name of the file in a run folder with what a reader of the results should know, a sentence a line."""
+
 PARTIAL = ".part"
 """Ending of files that are being written."""
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
+from lightning_uda.files import NOTES_FILE
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, size_name
@@ -28,9 +29,6 @@ from lightning_uda.optim import Poly, Schedule
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import resize_labels, size_of
 from lightning_uda.step import Step, Term, View, to_float
-
-NOTES_FILE = "notes.txt"
-"""Name of the file in a run folder with what a reader of the results should know, a sentence a line."""
 
 _log = logging.getLogger(__name__)
 

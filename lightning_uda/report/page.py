@@ -21,14 +21,7 @@ from lightning_uda.report.runs import Run, class_name, init_args
 from lightning_uda.report.table import gain_of, loss_rows, rows_of
 from lightning_uda.tables import percent
 
-_TRAIN_TILES = {
-    "source": "source image",
-    "target": "target image",
-    "mixed_image": "mixed image",
-    "mixed_mask": "mixed label",
-    "pixel_weights": "pixel weights",
-}
-_PHOTOS = ("image", "source image", "target image", "mixed image")
+_STREAMS = ("source", "target")
 _MAX_TRAIN_ROWS = 2
 _PACKAGES = ("lightning-uda", "torch", "torchvision", "lightning", "torchmetrics", "timm", "numpy")
 
@@ -144,18 +137,28 @@ def _evaluation_pictures(runs: Sequence[Run]) -> list[list[dict[str, Any]]]:
 
 
 def _training_pictures(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """For each run that mixes: what its last drawn batch was made of."""
+    """For each run whose student saw more than its streams: what its last drawn batch was made of."""
     groups = []
     for i, run in enumerate(runs):
-        if (panels := _tiles(run, ("train_0_mixed_image.png",))) is None:
+        folders = sorted((run.folder / "panels").glob("step_*"), reverse=True)
+        folder = next((folder for folder in folders if list(folder.glob("train_0_*_image.png"))), None)
+        if folder is None:
             continue
-        rows: list[list[dict[str, Any]]] = []
-        while len(rows) < _MAX_TRAIN_ROWS and (panels[0] / f"train_{len(rows)}_mixed_image.png").is_file():
-            files = {tile: panels[0] / f"train_{len(rows)}_{tile}.png" for tile in _TRAIN_TILES}
-            rows.append([_figure(file, _TRAIN_TILES[tile]) for tile, file in files.items() if file.is_file()])
-        step = int(panels[0].name.removeprefix("step_"))
-        groups.append({"title": run.title, "color": run_color(i), "step": step, "rows": rows})
+        rows = [_training_row(folder, f"train_{number}_") for number in range(_MAX_TRAIN_ROWS)]
+        step = int(folder.name.removeprefix("step_"))
+        groups.append({"title": run.title, "color": run_color(i), "step": step, "rows": [row for row in rows if row]})
     return groups
+
+
+def _training_row(folder: Path, prefix: str) -> list[dict[str, Any]]:
+    """The streams' images of a sample, then its views: image, label, weights."""
+    streams = [folder / f"{prefix}{name}.png" for name in _STREAMS]
+    views = sorted(file.name.removesuffix("_image.png") for file in folder.glob(f"{prefix}*_image.png"))
+    kinds = ("image", "mask", "weights")
+    files = [*streams, *(folder / f"{view}_{kind}.png" for view in views for kind in kinds)]
+    captions = [f"{name} image" for name in _STREAMS]
+    captions += [f"{view} {kind}".replace("mask", "label").replace("_", " ") for view in views for kind in kinds]
+    return [_figure(file, caption) for file, caption in zip(files, captions, strict=True) if file.is_file()]
 
 
 def _tiles(run: Run, names: Sequence[str]) -> tuple[Path, str] | None:
@@ -173,5 +176,5 @@ def _figure(file: Path, caption: str, color: str | None = None) -> dict[str, Any
         "src": Markup(f"data:image/png;base64,{data}"),
         "caption": caption,
         "color": color,
-        "photo": caption in _PHOTOS,
+        "photo": caption.endswith("image"),
     }

@@ -12,13 +12,11 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from lightning_uda.files import NOTES_FILE
 from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
 from lightning_uda.metrics import CONFUSIONS, columns_of, evaluate, find_confusions, read_confusion
 from lightning_uda.metrics.columns import is_mean
 from lightning_uda.tables import read_rows
-
-NOTES = "notes.txt"
-"""File of a run folder in which the run says how it was trained, one sentence a line."""
 
 
 class ReportError(ValueError):
@@ -142,7 +140,7 @@ def init_args(node: Any) -> Mapping[str, Any]:
 
 def _load_run(folder: Path) -> Run:
     version = _version_folder(folder)
-    config_file, metrics_file, notes_file = (version / name for name in ("config.yaml", "metrics.csv", NOTES))
+    config_file, metrics_file, notes_file = (version / name for name in ("config.yaml", "metrics.csv", NOTES_FILE))
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
     stage, matrices, classes = _read_matrices(version)
     space = _label_space(config, classes)

@@ -95,7 +95,7 @@ def write_panels(folder, shade, mixes):
     folder.mkdir(parents=True)
     names = [f"val_{i}_{kind}" for i in range(2) for kind in ("image", "mask", "prediction")]
     if mixes:
-        names += [f"train_0_{kind}" for kind in ("source", "target", "mixed_image", "mixed_mask", "pixel_weights")]
+        names += [f"train_0_{kind}" for kind in ("source", "target", "mixed_image", "mixed_mask", "mixed_weights")]
     for name in names:
         Image.new("RGB", (4, 2), (shade, len(name), int("image" in name))).save(folder / f"{name}.png")
 
@@ -223,7 +223,7 @@ def test_page_is_self_contained(runs, tmp_path):
 def test_pictures_are_those_of_the_last_step(runs, tmp_path):
     page = page_of(build_report(runs, tmp_path / "report.html"))
     captions = [caption for caption, _ in page.figures]
-    mixed = ["source image", "target image", "mixed image", "mixed label", "pixel weights"]
+    mixed = ["source image", "target image", "mixed image", "mixed label", "mixed weights"]
     assert captions == ["image", "ground truth", "Source only", "DACS"] * 2 + mixed
     for (_, source), file in zip(page.figures[2:4], ("source_only/version_0", "dacs/version_0"), strict=True):
         embedded = base64.b64decode(source.removeprefix("data:image/png;base64,"))
