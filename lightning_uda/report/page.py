@@ -153,9 +153,10 @@ def _training_pictures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _training_row(folder: Path, prefix: str) -> list[dict[str, Any]]:
     """The streams' images of a sample, then its views: image, label, weights."""
     streams = [folder / f"{prefix}{name}.png" for name in _STREAMS]
-    views = sorted(file.name.removesuffix("_image.png") for file in folder.glob(f"{prefix}*_image.png"))
+    found = folder.glob(f"{prefix}*_image.png")
+    views = sorted(file.name.removeprefix(prefix).removesuffix("_image.png") for file in found)
     kinds = ("image", "mask", "weights")
-    files = [*streams, *(folder / f"{view}_{kind}.png" for view in views for kind in kinds)]
+    files = [*streams, *(folder / f"{prefix}{view}_{kind}.png" for view in views for kind in kinds)]
     captions = [f"{name} image" for name in _STREAMS]
     captions += [f"{view} {kind}".replace("mask", "label").replace("_", " ") for view in views for kind in kinds]
     return [_figure(file, caption) for file, caption in zip(files, captions, strict=True) if file.is_file()]
