@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lightning_uda.callbacks import LongTailStatistics
 from lightning_uda.callbacks.long_tail import draw_chart
-from lightning_uda.data import statistics
+from lightning_uda.data import counts, statistics
 from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.datasets.folder import FolderDataset
@@ -57,7 +57,7 @@ def console(monkeypatch):
 @pytest.fixture(autouse=True)
 def user_cache(tmp_path, monkeypatch):
     folder = tmp_path / "user_cache"
-    monkeypatch.setenv(statistics.CACHE_VARIABLE, str(folder))
+    monkeypatch.setenv(counts.CACHE_VARIABLE, str(folder))
     return folder
 
 

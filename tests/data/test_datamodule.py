@@ -207,7 +207,7 @@ def test_prediction_and_sets_that_are_not_resized_are_read_from_their_files(tmp_
 
 
 def test_a_cache_that_does_not_fit_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_uda.data.cache._free", lambda folder: 1000)
+    monkeypatch.setattr("lightning_uda.data.cache.free_bytes", lambda folder: 1000)
     with pytest.raises(DatasetError, match=r"the cache needs about .* but only 0\.0 MB are free"):
         Trainer(max_steps=1, **QUIET).fit(
             DACS(network=tiny_network(), label_space="camvid"), datamodule=cached_data(tmp_path)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_uda.data import statistics
+from lightning_uda.data import counts
 from lightning_uda.data.cache import CachedDataset
 from lightning_uda.data.dataset import DatasetError
-from lightning_uda.data.statistics import ClassStatistics, class_statistics, user_cache_dir
+from lightning_uda.data.statistics import ClassStatistics, class_statistics
 from lightning_uda.datasets.folder import FolderDataset
 from lightning_uda.label_spaces import CAMVID, CITYSCAPES16, LabelSpace
 from tests.fixtures.tiny import TinyDataset
@@ -139,12 +139,12 @@ def test_resized_labels_are_not_taken_for_those_of_the_files(tmp_path):
 
 
 def test_the_user_cache_folder_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setenv(statistics.CACHE_VARIABLE, str(tmp_path / "mine"))
+    monkeypatch.setenv(counts.CACHE_VARIABLE, str(tmp_path / "mine"))
     count()
     assert [path.suffix for path in sorted((tmp_path / "mine").iterdir())] == [".lock", ".npz"]
-    monkeypatch.delenv(statistics.CACHE_VARIABLE)
+    monkeypatch.delenv(counts.CACHE_VARIABLE)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert user_cache_dir() == tmp_path / "home" / ".cache" / "lightning_uda"
+    assert counts.counts_folder(None) == tmp_path / "home" / ".cache" / "lightning_uda"
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="can't be kept"):
         found = count(TinyDataset(), tmp_path / "file")
     assert found.images[0] == 10
-    monkeypatch.setattr(statistics.np, "savez_compressed", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(np, "savez_compressed", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.warns(UserWarning, match=r"can't be kept \(.*full\)"):
         again = count(TinyDataset(), tmp_path / "full")
     assert np.array_equal(again.counts, found.counts)
