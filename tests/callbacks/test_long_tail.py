@@ -1,5 +1,6 @@
 import csv
 import io
+import zlib
 
 import lightning.pytorch as pl
 import numpy as np
@@ -156,6 +157,16 @@ def test_labels_are_counted_at_full_size_and_once(tmp_path, user_cache, console,
     assert list((tmp_path / "own").glob("Rare-classes-*.npz"))
 
 
+def test_a_tail_class_in_nearly_every_image_is_warned_of(console, caplog):
+    fit(LongTailStatistics(classes=["Sky", "Building", "Pole"]))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "classes that are in more than 90 % of the 10 source images: Sky (100 %); expected rare ones" in warning
+    assert "Choose fewer classes, or name the rare ones" in warning
+    caplog.clear()
+    fit(LongTailStatistics(num_classes=2))
+    assert "long-tail classes that are in more" not in caplog.text
+
+
 def test_any_labelled_folder_will_do(tmp_path, console):
     for folder in ("images", "labels"):
         (tmp_path / "set" / folder).mkdir(parents=True)
@@ -172,7 +183,8 @@ def test_the_arguments_reach_the_stream(console):
     data = tiny_data(source=Rare(seed=1), val=None, batch_size=3, seed=5)
     fit(LongTailStatistics(2, max_tries=7, all_chosen_classes=True), data=data)
     stream = data._fed["tail"]()
-    assert (stream.max_tries, stream.all_chosen_classes, stream.samples_per_step, stream.key[0]) == (7, True, 3, 5)
+    assert (stream.max_tries, stream.all_chosen_classes) == (7, True)
+    assert (stream.origin.samples_per_step, stream.origin.key) == (3, (5, zlib.crc32(b"tail")))
     assert {c: images.tolist() for c, images in stream.images.items()} == {1: [2, 5], 2: [4, 5, 6, 7, 8, 9]}
 
 
@@ -186,7 +198,7 @@ def test_a_method_that_pastes_nothing_is_fed_nothing(console):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 1}, r"found 1 long-tail classes \['Building'\], but Pasting pastes 2 different ones per step"),
+        ({"num_classes": 1}, r"Found 1 long-tail classes \['Building'\], but 2 different ones are pasted per step"),
         ({"num_classes": 4}, r"num_classes: found 4, but the source labels hold 3 of the 11 classes"),
         ({"classes": ["Sky", "tram"]}, r"classes: found \['tram'\], expected names of the label space"),
         ({"classes": ["Sky", "Car"]}, r"classes: none of the 10 source label maps holds \['Car'\]"),
