@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -162,3 +165,26 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
 def test_a_set_without_labels_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="class statistics need labels"):
         count(TinyDataset(has_labels=False), tmp_path)
+
+
+def test_of_two_processes_one_counts(tmp_path):
+    """Both are started before either has counted; each leaves its process id in a file of its own when it does."""
+    code = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from lightning_uda.data.counts import load_or_count
+folder = Path(sys.argv[1])
+(folder / f"ready_{os.getpid()}").touch()
+while len(list(folder.glob("ready_*"))) < 2:
+    time.sleep(0.01)
+def count():
+    (folder / f"counted_{os.getpid()}").touch()
+    time.sleep(0.5)
+    return {"counts": np.arange(3)}
+print(load_or_count(folder / "a.npz", lambda arrays: arrays["counts"].shape == (3,), count, "counts")["counts"])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["[0 1 2]\n"] * 2
+    assert len(list(tmp_path.glob("counted_*"))) == 1
