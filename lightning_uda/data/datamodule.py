@@ -128,7 +128,7 @@ class UDADataModule(LightningDataModule):
         return {name: dataset for name, dataset in sets.items() if dataset is not None}
 
     def prepare_data(self) -> None:
-        """Checks the datasets that the running stage needs, completes their caches and counts what samplings need.
+        """Checks the datasets that the running stage needs, counts what samplings need, and completes the caches.
 
         Raises:
             DatasetError: If one is missing or can't be used; the message lists every problem. If images that share a
@@ -148,14 +148,14 @@ class UDADataModule(LightningDataModule):
                 f"data.source_transform.resize isn't set, but {type(chosen['source']).__name__} has pairs whose image "
                 "and label differ in size. Set it; it brings both to one size."
             )
+        if self.check:
+            for name in {"val", "test"}.intersection(names):
+                require_stackable(name, chosen[name], self.eval_transform, self.eval_batch_size)
+        if stage == "fit":
+            self._prepare_streams()
         readers = [self.reader(name) for name in names]
         caches = [reader for reader in readers if isinstance(reader, CachedDataset)]
         build_caches(caches, workers=None if self.num_workers else 0)
-        if self.check:
-            for name in {"val", "test"}.intersection(names):
-                require_stackable(name, self.reader(name), self.eval_transform, self.eval_batch_size)
-        if stage == "fit":
-            self._prepare_streams()
 
     def setup(self, stage: str) -> None:
         """Checks that label spaces and datasets have classes in common, and that the batch is large enough.
@@ -289,7 +289,7 @@ class UDADataModule(LightningDataModule):
         """
         if self.check:
             sets = dict.fromkeys(_STREAM_SET[name] for name in self._own_streams())
-            sizes = {name: crop_sizes(self.reader(name), self.train_transform(name)) for name in sets}
+            sizes = {name: crop_sizes(self._require(name), self.train_transform(name)) for name in sets}
             mixes = getattr(self._module, "mixes_streams", False)
             require_pairable(sizes, self.batch_size, type(self._module).__name__ if mixes else None)
         for name in self._own_streams():

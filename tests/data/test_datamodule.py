@@ -280,6 +280,12 @@ def test_crops_that_do_not_fit_are_refused_before_training(settings, message):
         fit(Mixing, **settings)
 
 
+def test_nothing_is_cached_for_a_run_that_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="Mixing mixes images"):
+        fit(Mixing, target_transform=TrainTransform(resize=(8, 8)), cache_dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sizes_matter_only_where_images_meet():
     small = TrainTransform(crop=(12, 16))
     fit(SourceOnly, target_transform=small)
@@ -297,10 +303,10 @@ def test_methods_that_mix_say_so(method):
         fit(method, target_transform=TrainTransform(crop=(12, 16)))
 
 
-def test_evaluation_batches_of_several_sizes_are_refused_before_training():
+def test_evaluation_batches_of_several_sizes_are_refused_before_training(tmp_path):
     for transform, found in ((EvalTransform(), "images 16 x 32 and 24 x 32"), (EvalTransform((8, 8)), "images 8 x 8")):
         with pytest.raises(DatasetError, match=rf"eval_batch_size: found 2, but the 3 images of data.val.*{found}"):
-            fit(Untrained, val=Uneven(length=3), eval_batch_size=2, eval_transform=transform)
+            fit(Untrained, val=Uneven(length=3), eval_batch_size=2, eval_transform=transform, cache_dir=str(tmp_path))
     fit(SourceOnly, val=Uneven(length=3), eval_batch_size=2, eval_transform=EvalTransform((8, 8), labels="resized"))
     fit(SourceOnly, val=Uneven(length=3), eval_batch_size=1)
 
