@@ -158,18 +158,11 @@ class UDADataModule(LightningDataModule):
         build_caches(caches, workers=None if self.num_workers else 0)
 
     def setup(self, stage: str) -> None:
-        """Checks that label spaces and datasets have classes in common, and that the batch is large enough.
+        """Checks that label spaces and datasets have classes in common.
 
         Raises:
             DatasetError: If a set has no labels but needs them, or no class of the label space.
-            ValueError: If the method needs larger batches (its attribute `min_batch_size`).
         """
-        least: int = getattr(self._module, "min_batch_size", 1)
-        if stage == "fit" and self.batch_size < least:
-            raise ValueError(
-                f"data.batch_size: found {self.batch_size}, but {type(self._module).__name__} needs {least} or more "
-                "images of each stream in a batch. Raise it."
-            )
         for name, dataset in self.datasets.items():
             if name in ("source", "val", "test") and not dataset.has_labels:
                 raise DatasetError(f"data.{name} has no labels, which it needs. Give it a `labels` folder.")

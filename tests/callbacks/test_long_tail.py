@@ -37,10 +37,10 @@ class Pasting(SourceOnly):
 
     def __init__(self):
         super().__init__(tiny_network(), "camvid")
-        self.seen = []
+        self.tails = []
 
     def training_step(self, batch, batch_idx):
-        self.seen.append(batch["tail"])
+        self.tails.append(batch["tail"])
         return super().training_step(batch, batch_idx)
 
 
@@ -80,9 +80,9 @@ def read(path):
 
 def test_training_gets_the_rarest_classes(console):
     module = fit(LongTailStatistics(num_classes=2), max_steps=6)
-    assert len(module.seen) == 6
+    assert len(module.tails) == 6
     orders = set()
-    for batch in module.seen:
+    for batch in module.tails:
         assert batch["image"].shape == (2, 2, 3, 16, 16)
         found = [[sorted(set(mask.flatten().tolist()) - {255}) for mask in sample] for sample in batch["mask"]]
         assert found[0] == found[1]  # one draw for the whole step
@@ -134,7 +134,7 @@ def test_loggers_that_take_images_get_the_chart(tmp_path, console, monkeypatch):
 
 def test_named_classes_replace_the_count(console):
     module = fit(LongTailStatistics(classes=["Sky", "Building"]))
-    assert set().union(*(set(batch["mask"].flatten().tolist()) for batch in module.seen)) == {0, 1, 255}
+    assert set().union(*(set(batch["mask"].flatten().tolist()) for batch in module.tails)) == {0, 1, 255}
 
 
 def test_labels_are_counted_at_full_size_and_once(tmp_path, user_cache, console, monkeypatch):
@@ -176,7 +176,7 @@ def test_any_labelled_folder_will_do(tmp_path, console):
         Image.fromarray(dataset.load_label(i + 2)).save(tmp_path / f"set/labels/{i}.png")
     source = FolderDataset(str(tmp_path / "set"), class_map={0: "Sky", 1: "Building", 2: "Pole"})
     module = fit(LongTailStatistics(2), data=tiny_data(source=source, val=None))
-    assert set().union(*(set(batch["mask"].flatten().tolist()) for batch in module.seen)) == {1, 2, 255}
+    assert set().union(*(set(batch["mask"].flatten().tolist()) for batch in module.tails)) == {1, 2, 255}
 
 
 def test_the_arguments_reach_the_stream(console):
@@ -208,7 +208,7 @@ def test_a_choice_that_does_not_fit_is_refused_before_training(arguments, messag
     module = Pasting()
     with pytest.raises(ValueError, match=message):
         fit(LongTailStatistics(**arguments), module=module)
-    assert module.seen == []
+    assert module.tails == []
 
 
 def test_a_method_without_tail_classes_is_refused():

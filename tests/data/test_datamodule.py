@@ -38,7 +38,8 @@ def test_training_batches_hold_what_the_method_declares():
             seen.append(set(batch))
             return super().training_step(batch, batch_idx)
 
-    Trainer(max_steps=1, **QUIET).fit(Seen(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+    module = Seen(network=tiny_network(), label_space="camvid")
+    Trainer(max_steps=1, **QUIET).fit(module, datamodule=tiny_data(val=None))
     assert seen == [{"source"}]
     assert set(next(iter(tiny_data().train_dataloader()))) == {"source", "target"}
 
@@ -87,7 +88,7 @@ def test_problems_of_all_sets_stop_the_run_in_one_message():
 
 def test_checking_can_be_left_out():
     data = tiny_data(source=BrokenDataset(), check=False)
-    Trainer(max_steps=1, **QUIET).fit(SourceOnly(tiny_network(), "camvid"), datamodule=data)
+    Trainer(max_steps=1, **QUIET).fit(SourceOnly(network=tiny_network(), label_space="camvid"), datamodule=data)
 
 
 def test_sets_without_labels_or_without_common_classes_are_refused():
@@ -103,16 +104,16 @@ def test_a_stage_without_its_dataset_is_refused():
     data = tiny_data(val=None)
     with pytest.raises(DatasetError, match=r"data\.predict isn't set"):
         Trainer(logger=False, **{k: v for k, v in QUIET.items() if k != "logger"}).predict(
-            SourceOnly(tiny_network(), "camvid"), datamodule=data
+            SourceOnly(network=tiny_network(), label_space="camvid"), datamodule=data
         )
     with pytest.raises(DatasetError, match=r"data\.val isn't set"):
-        Trainer(**QUIET).validate(SourceOnly(tiny_network(), "camvid"), datamodule=data)
+        Trainer(**QUIET).validate(SourceOnly(network=tiny_network(), label_space="camvid"), datamodule=data)
 
 
 def test_epochs_that_would_repeat_batches_and_empty_batches_are_refused():
     trainer = Trainer(max_steps=6, limit_train_batches=2, **QUIET)
     with pytest.raises(ValueError, match=r"limit_train_batches: found 2, which would show the same batches"):
-        trainer.fit(SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+        trainer.fit(SourceOnly(network=tiny_network(), label_space="camvid"), datamodule=tiny_data(val=None))
     with pytest.raises(ValueError, match=r"data\.batch_size: found 0"):
         tiny_data(batch_size=0)
 
@@ -235,7 +236,7 @@ class Uneven(TinyDataset):
 def fit(module, callbacks=(), **settings):
     trainer = Trainer(max_steps=2, callbacks=[*callbacks], **QUIET)
     data = tiny_data(**{"val": None, **settings})
-    trainer.fit(module(tiny_network(), "camvid"), datamodule=data)
+    trainer.fit(module(network=tiny_network(), label_space="camvid"), datamodule=data)
     return data
 
 
