@@ -117,9 +117,27 @@ def test_an_error_in_a_worker_is_one_message_too(config, capsys, tmp_path):
         (tmp_path / "images").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / f"images/{i}.png"), np.zeros((*size, 3), np.uint8))
     target = ["--data.target", "ImageFolder", "--data.target.root", str(tmp_path / "images")]
-    text = error_of(capsys, "fit", "--config", config, *target, "--data.num_workers", "1")
+    text = error_of(capsys, "fit", "--config", config, *target, "--data.num_workers", "1", "--data.check", "false")
     assert text.startswith("error: The images of one target batch differ in size")
     assert "Traceback" not in text.split("\n(")[0]
+
+
+def test_a_sampling_is_named_on_the_command_line_and_saved(config, tmp_path):
+    rare = ["--data.source_sampling", "RareClass", "--data.source_sampling.temperature", "0.05"]
+    cli = run_trainer(["fit", "--config", config, *rare, "--data.source_sampling.min_pixels", "60"])
+    assert cli.trainer.global_step == 2
+    saved = yaml.safe_load((tmp_path / "runs/tiny/version_0/config.yaml").read_text())["data"]["init_args"]
+    assert saved["source_sampling"]["class_path"] == "lightning_uda.data.sampling.RareClass"
+    found = saved["source_sampling"]["init_args"]
+    assert found == {"temperature": 0.05, "min_pixels": 60, "min_crop_ratio": 0.5, "max_tries": 11}
+    assert saved["target_sampling"]["class_path"] == "lightning_uda.data.sampling.Shuffled"
+    stream = cli.datamodule._stream("source")
+    assert (type(stream).__name__, stream.min_pixels) == ("RareClassStream", 30)
+    again = run_trainer(["fit", "--config", str(tmp_path / "runs/tiny/version_0/config.yaml")])
+    first, second = (
+        weights(tmp_path / f"runs/tiny/version_{number}") for number in (0, again.trainer.loggers[0].version)
+    )
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_loggers_come_on_top_of_the_csv_files(config, tmp_path):
@@ -146,6 +164,9 @@ def test_wandb_runs_offline(config, tmp_path):
         (["--data.batch_size", "30"], "found 10 images, expected at least one batch of 30"),
         (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),
         (["--data.val", "FolderDataset", "--data.val.root", "nowhere"], "nowhere: dataset folder not found"),
+        (["--data.source_sampling", "RareClass"], "Set data.source_sampling.min_pixels below"),
+        (["--data.source_sampling", "LongTail"], "LongTail"),
+        (["--data.target_transform", '{"crop": [16, 16]}'], "DACS mixes images of its streams"),
         (["--data.source_transform", '{"resize": [8, 8], "crop": [16, 16]}'], "found a crop of 16 x 16"),
         (["--model.network", "DeepLabV2", "--model.network.backbone", "resnet19"], "resnet19"),
     ],

@@ -91,7 +91,7 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
         arguments += small_benchmark(config, benchmarks)
     if "SelfTraining" in config.read_text():
         arguments += small_rounds(config.parent.name)
-    if config.parent.name == "minicity" and any(name in config.stem for name in ("dsp", "alignment")):
+    if config.parent.name == "minicity" and any(name in config.stem for name in ("dsp", "alignment", "rare")):
         arguments += ["--data.source.length", "60", "--data.target.length", "60"]
     monkeypatch.chdir(tmp_path)
     cli = run_trainer(arguments)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from lightning_uda.callbacks.image_panels import log_image
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.data.long_tail import TailStream, long_tail_classes
+from lightning_uda.data.sampling import LongTail
 from lightning_uda.data.statistics import ClassStatistics, class_statistics
 from lightning_uda.files import replace_file
 from lightning_uda.label_spaces import LabelSpace
@@ -30,6 +31,10 @@ STATISTICS_FILE = "class_statistics.csv"
 CHART_FILE = "class_statistics.png"
 """Name of the bar chart beside it."""
 
+MANY_IMAGES = 0.9
+"""Share of the images above which a class can hardly be called a rare one: there is a warning."""
+
+_log = logging.getLogger(__name__)
 _INK, _MUTED, _STRONG = "#30343b", "#b8c2d1", "#e8743b"
 
 
@@ -40,6 +45,9 @@ class LongTailStatistics(Callback):
     are read. Of several processes one counts, while the others wait for its file. The choice is shown as a table, and
     written as `class_statistics.csv` and `class_statistics.png` into the run folder (nothing is written without a
     logger); loggers that take images get the chart.
+
+    There is a warning if one of the classes is in more than nine of ten images, since pasting it more often changes
+    little.
 
     The method must offer `long_tail_k`, the number of classes that it pastes per step; at 0 nothing is counted or fed.
 
@@ -100,17 +108,11 @@ class LongTailStatistics(Callback):
                 "Give the trainer one, or take the callback out of trainer.callbacks."
             )
         statistics = class_statistics(data.source, data.label_space, self.cache_dir or data.cache_dir)
-        choice = self.classes or self.num_classes or cast(int | list[str], pl_module.long_tail_classes)
-        number, names = (choice, None) if isinstance(choice, int) else (len(choice), choice)
-        chosen = long_tail_classes(statistics, number, names)
-        if len(chosen) < k:
-            raise ValueError(
-                f"LongTailStatistics: found {len(chosen)} long-tail classes {[statistics.classes[c] for c in chosen]}, "
-                f"but {type(pl_module).__name__} pastes {k} different ones per step (long_tail_k). Give at least {k} "
-                "by model.long_tail_classes (or num_classes or classes of LongTailStatistics), or lower long_tail_k."
-            )
-        images = {c: statistics.images_with(c) for c in chosen}
-        data.feed("tail", lambda: self._stream(data, images, k, data.batch_size * trainer.world_size))
+        classes = self.classes or self.num_classes or cast(int | list[str], pl_module.long_tail_classes)
+        sampling = LongTail(k, classes, self.max_tries, self.all_chosen_classes)
+        chosen = sampling.chosen(statistics)
+        _warn_of_frequent(statistics, chosen)
+        data.feed("tail", lambda: sampling.stream(data.origin("tail", "source"), lambda: statistics))
         self._found = data.label_space, statistics, chosen
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -127,21 +129,6 @@ class LongTailStatistics(Callback):
         for logger in trainer.loggers:
             log_image(logger, "class_statistics", chart, trainer.global_step)
 
-    def _stream(
-        self, data: UDADataModule, images: Mapping[int, npt.NDArray[np.int64]], k: int, samples_per_step: int
-    ) -> TailStream:
-        return TailStream(
-            data.reader("source"),
-            data.label_reader("source"),
-            data.train_transform("source"),
-            data.seed,
-            images,
-            k,
-            samples_per_step,
-            self.max_tries,
-            self.all_chosen_classes,
-        )
-
 
 def _classes_per_step(module: Any) -> int:
     k: int | None = getattr(module, "long_tail_k", None)
@@ -151,6 +138,18 @@ def _classes_per_step(module: Any) -> int:
             "callback out of trainer.callbacks, or choose such a method."
         )
     return k
+
+
+def _warn_of_frequent(statistics: ClassStatistics, chosen: Sequence[int]) -> None:
+    frequent = {c: statistics.image_frequency[c] for c in chosen if statistics.image_frequency[c] > MANY_IMAGES}
+    if frequent:
+        listed = ", ".join(f"{statistics.classes[c]} ({100 * share:.0f} %)" for c, share in frequent.items())
+        _log.warning(
+            "LongTailStatistics: found long-tail classes that are in more than %.0f %% of the %d source images: %s; "
+            "expected rare ones. Choose fewer classes, or name the rare ones (model.long_tail_classes, or num_classes "
+            "or classes of LongTailStatistics).",
+            *(100 * MANY_IMAGES, statistics.num_images, listed),
+        )
 
 
 def statistics_table(label_space: LabelSpace, statistics: ClassStatistics, chosen: Sequence[int]) -> Table:

@@ -102,12 +102,16 @@ class CachedDataset(SegmentationDataset):
         """Label map of image `index` as uint8 of raw ids: (*size) with `labels`, else as in the dataset."""
         return self.stores[1].load(index) if len(self.stores) > 1 else self.dataset.load_label(index)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width of all images."""
+        return self.size
+
     def image_file(self, index: int) -> str:
-        """How messages call the file of image `index` in the dataset."""
+        """Path of the file of image `index` in the dataset, for messages."""
         return self.dataset.image_file(index)
 
     def label_file(self, index: int) -> str:
-        """How messages call the file of the label map of image `index` in the dataset."""
+        """Path of the label map of image `index` in the dataset, for messages."""
         return self.dataset.label_file(index)
 
     def check(self, labels: bool = True) -> list[Problem]:

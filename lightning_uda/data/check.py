@@ -1,4 +1,4 @@
-"""Looking through datasets: a full scan with a report, and the short check before training."""
+"""Checks of datasets: a full scan with a report, and the short check before training."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +16,17 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from lightning_uda.data.cache import CachedDataset, CacheFormat, build_caches
 from lightning_uda.data.check import require_usable
 from lightning_uda.data.dataset import DatasetError, SegmentationDataset
-from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, SampleStream, Stream, collate
+from lightning_uda.data.sampling import Origin, Sampling, Shuffled
+from lightning_uda.data.sizes import crop_sizes, require_pairable, require_stackable
+from lightning_uda.data.statistics import ClassStatistics, class_statistics
+from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, SampleStream, collate
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
 from lightning_uda.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_space
 
 _log = logging.getLogger(__name__)
 _STAGE_SETS = {"fit": ("source", "target", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-_STREAM_SETS = {
-    "source": ("source",),
-    "target": ("target",),
-    "template": ("source",),  # a second, independent draw from the source set (DSP)
-    "tail": ("source",),
-    "union": ("source", "target"),
-}
-"""Datasets that each stream of a training batch draws from."""
+_STREAM_SET = {"source": "source", "target": "target", "template": "source"}
+"""Dataset of each stream that the data module makes; callbacks feed all others."""
 
 
 class UDADataModule(LightningDataModule):
@@ -50,11 +47,14 @@ class UDADataModule(LightningDataModule):
         source_transform: Geometry of source images.
         target_transform: Geometry of target images.
         eval_transform: Geometry of evaluation images; prediction uses its `resize` too.
+        source_sampling: Which source images and crops the stream "source" shows: `Shuffled` or `RareClass`.
+        target_sampling: The same for the stream "target", whose labels aren't read, so that it takes `Shuffled`.
+        template_sampling: The same for the stream "template" of DSP, a second, independent draw from the source set.
         batch_size: Images of each stream in a batch, per process.
         eval_batch_size: Images in an evaluation batch; more than 1 needs images of one size.
         num_workers: Loader processes; changes speed only, never a batch.
         seed: Key of all streams. The CLI links it to `seed_everything`.
-        check: Whether to look through the datasets before training: headers of all images, all label ids.
+        check: Whether to check the datasets before training: headers of all images, all label ids, and sizes.
         cache_dir: Folder for resized copies of images and source labels, made before a run where they are missing;
             `None` makes none. Sets whose transform has no `resize`, and `predict`, are read from their files. Pixels
             are the same either way.
@@ -72,6 +72,9 @@ class UDADataModule(LightningDataModule):
         source_transform: TrainTransform = TrainTransform(),
         target_transform: TrainTransform = TrainTransform(),
         eval_transform: EvalTransform = EvalTransform(),
+        source_sampling: Sampling = Shuffled(),
+        target_sampling: Sampling = Shuffled(),
+        template_sampling: Sampling = Shuffled(),
         batch_size: int = 2,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -93,6 +96,7 @@ class UDADataModule(LightningDataModule):
         self.source_transform = source_transform
         self.target_transform = target_transform
         self.eval_transform = eval_transform
+        self.samplings = {"source": source_sampling, "target": target_sampling, "template": template_sampling}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -101,13 +105,16 @@ class UDADataModule(LightningDataModule):
         self.cache_dir = cache_dir
         self.cache_format: CacheFormat = cache_format
         self._cached: dict[str, CachedDataset] = {}
+        self._statistics: dict[str, ClassStatistics] = {}
         self._fed: dict[str, Callable[[], SampleStream]] = {}
 
     def feed(self, stream: str, make: Callable[[], SampleStream]) -> None:
-        """Lets a callback supply a stream that a method asks for, such as "tail"; called before training starts.
+        """Lets a callback supply a stream that a method names, such as "tail"; called in the callback's `setup`.
+
+        Datasets that it reads come from `reader`, `label_reader` and `train_transform`, or all of them from `origin`.
 
         Args:
-            stream: Its name.
+            stream: Any name; one of the data module's own streams is replaced.
             make: Makes it, each time a training loader is made.
         """
         self._fed[stream] = make
@@ -121,17 +128,17 @@ class UDADataModule(LightningDataModule):
         return {name: dataset for name, dataset in sets.items() if dataset is not None}
 
     def prepare_data(self) -> None:
-        """Looks through the datasets that the running stage needs, and completes their caches.
+        """Checks the datasets that the running stage needs, counts what samplings need, and completes the caches.
 
         Raises:
-            DatasetError: If one is missing or can't be used; the message lists every problem. If a cache can't be
-                written or wouldn't fit on the disk.
+            DatasetError: If one is missing or can't be used; the message lists every problem. If images that share a
+                batch or are mixed differ in size. If a cache can't be written or wouldn't fit on the disk.
+            ValueError: If a sampling doesn't fit its dataset.
         """
         stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
         names = _STAGE_SETS[stage]
         if stage == "fit":
-            sets = (name for stream in self._streams_wanted() for name in _STREAM_SETS[stream])
-            names = tuple(dict.fromkeys((*sets, *(("val",) if self.val is not None else ()))))
+            names = (*self._training_sets(), *(("val",) if self.val is not None else ()))
         chosen = {name: self._require(name) for name in names}
         if self.check:
             batch_size: dict[str, int] = {name: self.batch_size for name in ("source", "target") if name in chosen}
@@ -141,12 +148,21 @@ class UDADataModule(LightningDataModule):
                 f"data.source_transform.resize isn't set, but {type(chosen['source']).__name__} has pairs whose image "
                 "and label differ in size. Set it; it brings both to one size."
             )
+        if self.check:
+            for name in {"val", "test"}.intersection(names):
+                require_stackable(name, chosen[name], self.eval_transform, self.eval_batch_size)
+        if stage == "fit":
+            self._prepare_streams()
         readers = [self.reader(name) for name in names]
         caches = [reader for reader in readers if isinstance(reader, CachedDataset)]
         build_caches(caches, workers=None if self.num_workers else 0)
 
     def setup(self, stage: str) -> None:
-        """Checks that label spaces and datasets have classes in common."""
+        """Checks that label spaces and datasets have classes in common.
+
+        Raises:
+            DatasetError: If a set has no labels but needs them, or no class of the label space.
+        """
         for name, dataset in self.datasets.items():
             if name in ("source", "val", "test") and not dataset.has_labels:
                 raise DatasetError(f"data.{name} has no labels, which it needs. Give it a `labels` folder.")
@@ -168,7 +184,7 @@ class UDADataModule(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
-            worker_init_fn=None if torch.cuda.is_available() else _give_way,
+            worker_init_fn=None if torch.cuda.is_available() else _lower_priority,
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -234,14 +250,60 @@ class UDADataModule(LightningDataModule):
     def _stream(self, name: str) -> SampleStream:
         if name in self._fed:
             return self._fed[name]()
-        if len(_STREAM_SETS[name]) > 1 or name == "tail":
+        if name not in _STREAM_SET:
+            fed = f"; callbacks feed {', '.join(self._fed)}" if self._fed else ""
             raise ValueError(
-                f"The method wants a stream {name!r}, which a callback supplies, but none has. Leave "
-                "`trainer.callbacks` to the method, or add the callback that its documentation names."
+                f"{type(self._module).__name__} needs the stream {name!r}, but nobody supplies it. The data module "
+                f"makes {', '.join(_STREAM_SET)}{fed}. Add the callback that feeds it (UDADataModule.feed) to "
+                "trainer.callbacks, or name another stream in the method's `streams`."
             )
-        (dataset,) = _STREAM_SETS[name]
-        reader = self.label_reader(dataset) if dataset == "source" else None
-        return Stream(name, self.reader(dataset), self.train_transform(dataset), self.seed, reader)
+        return self._own_stream(name)
+
+    def _own_stream(self, name: str) -> SampleStream:
+        """A stream that the data module makes, by its sampling."""
+        dataset = _STREAM_SET[name]
+        return self.samplings[name].stream(self.origin(name, dataset), lambda: self.statistics(dataset))
+
+    def _own_streams(self) -> list[str]:
+        """Those of the method's streams that the data module makes."""
+        return [name for name in self._streams_wanted() if name in _STREAM_SET]
+
+    def _training_sets(self) -> list[str]:
+        """Datasets that the method's streams read; a stream that a callback feeds may read any training set."""
+        own = [_STREAM_SET[name] for name in self._own_streams()]
+        fed = len(own) < len(self._streams_wanted())
+        others = [name for name in ("source", "target") if fed and getattr(self, name) is not None]
+        return list(dict.fromkeys((*own, *others)))
+
+    def _prepare_streams(self) -> None:
+        """Compares the sizes that the streams show, and makes each once, so that what their samplings need is counted.
+
+        A method whose attribute `mixes_streams` is true needs one size in all of them.
+        """
+        if self.check:
+            sets = dict.fromkeys(_STREAM_SET[name] for name in self._own_streams())
+            sizes = {name: crop_sizes(self._require(name), self.train_transform(name)) for name in sets}
+            mixes = getattr(self._module, "mixes_streams", False)
+            require_pairable(sizes, self.batch_size, type(self._module).__name__ if mixes else None)
+        for name in self._own_streams():
+            self._own_stream(name)
+
+    def origin(self, stream: str, dataset: str) -> Origin:
+        """What a stream draws from: one of the training sets, "source" with its labels or "target" without."""
+        return Origin(
+            stream,
+            self.reader(dataset),
+            self.label_reader(dataset) if dataset == "source" else None,
+            self.train_transform(dataset),
+            self.seed,
+            self.batch_size * self._rank[1],
+        )
+
+    def statistics(self, name: str) -> ClassStatistics:
+        """How often each class occurs in the label files of a dataset: counted once, then read from `cache_dir`."""
+        if name not in self._statistics:
+            self._statistics[name] = class_statistics(self._require(name), self.label_space, self.cache_dir)
+        return self._statistics[name]
 
     def label_reader(self, name: str) -> LabelReader:
         """Reads the label maps of one of the datasets as train ids, resized if they are cached."""
@@ -267,9 +329,14 @@ class UDADataModule(LightningDataModule):
         return self._cached[name]
 
     def _streams_wanted(self) -> Sequence[str]:
-        if self.trainer is None or self.trainer.lightning_module is None:
+        if self._module is None:
             return [name for name in ("source", "target") if getattr(self, name) is not None]
-        return list(cast(Sequence[str], self.trainer.lightning_module.streams))
+        return list(self._module.streams)
+
+    @property
+    def _module(self) -> Any:
+        """The method in training, `None` without a trainer."""
+        return None if self.trainer is None else self.trainer.lightning_module
 
     def _require(self, name: str) -> SegmentationDataset:
         dataset: SegmentationDataset | None = getattr(self, name)
@@ -291,8 +358,8 @@ class UDADataModule(LightningDataModule):
         return torch.cuda.is_available()
 
 
-def _give_way(worker: int) -> None:
-    """Lowers a worker's priority: on a CPU it would stall the threads of the network that wait for each other."""
+def _lower_priority(worker: int) -> None:
+    """Lets the network's threads go before a worker, which on a CPU would stall them: they wait for each other."""
     os.nice(10)
 
 

@@ -64,19 +64,24 @@ class SegmentationDataset(ABC):
     def load_label(self, index: int) -> npt.NDArray[np.uint8]:
         """Label map of image `index` as uint8 (H, W) of raw ids."""
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index`; readers that can tell without decoding the image override this."""
+        height, width, _ = self.load_image(index).shape
+        return height, width
+
     def image_file(self, index: int) -> str:
-        """How messages call the file of image `index`."""
+        """Path of the file of image `index`, or a name for it where there is no file; messages show it."""
         return f"{self.name(index)} (image)"
 
     def label_file(self, index: int) -> str:
-        """How messages call the file of the label map of image `index`."""
+        """Path of the label map of image `index`, or a name for it where there is no file; messages show it."""
         return f"{self.name(index)} (label)"
 
     def check(self, labels: bool = True) -> list[Problem]:
-        """Looks for problems that would stop or spoil a run, without decoding every image.
+        """Finds problems that would stop or spoil a run, without decoding every image.
 
         Args:
-            labels: Whether to look at labels too; off for a set that is used without them.
+            labels: Whether to check the labels too; off for a set that is used without them.
 
         Returns:
             One entry per problem; empty if the set can be used.
@@ -84,7 +89,7 @@ class SegmentationDataset(ABC):
         return []
 
     def remarks(self) -> list[Problem]:
-        """What a full look through the set should mention, though it may be meant so."""
+        """Findings that `lightning-uda data check` shows as warnings, because they may be intended."""
         return []
 
     def fingerprint(self, labels: bool = True) -> str:

@@ -57,7 +57,7 @@ def decode_image(data: bytes, where: str) -> Array:
 
     Args:
         data: PNG, JPEG, BMP, WebP or TIFF file.
-        where: How messages call the file.
+        where: Path of the file, for messages.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -86,7 +86,7 @@ def decode_label(data: bytes, where: str) -> Array:
 
     Args:
         data: Single-channel PNG file: grey of 1 to 16 bits, or palette.
-        where: How messages call the file.
+        where: Path of the file, for messages.
 
     Returns:
         uint8 (H, W) of raw ids.
@@ -133,7 +133,7 @@ def decode_first_channel(data: bytes, where: str) -> Array:
 
     Args:
         data: PNG file, RGB of 16 bits per channel.
-        where: How messages call the file.
+        where: Path of the file, for messages.
 
     Returns:
         uint8 (H, W) of raw ids.

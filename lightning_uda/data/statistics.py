@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_uda.data.counts import Arrays, counts_folder, load_or_count
 from lightning_uda.data.dataset import DatasetError, SegmentationDataset
-from lightning_uda.files import locked, parallel_map, replace_file
+from lightning_uda.files import parallel_map
 from lightning_uda.label_spaces import LabelSpace
-
-CACHE_VARIABLE = "LIGHTNING_UDA_CACHE"
-"""Environment variable that names the folder for counts when no `cache_dir` is given."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -102,7 +98,7 @@ def class_statistics(
     Args:
         dataset: Any labelled dataset.
         label_space: The classes wanted; pixels of all other classes are void and not counted.
-        cache_dir: Folder of the file; `None` takes `user_cache_dir()`.
+        cache_dir: Folder of the file; `None` takes the user's (`counts_folder`).
         workers: Threads; `None` takes Python's default for the machine.
         progress: Whether to show a progress bar on stderr.
 
@@ -114,74 +110,35 @@ def class_statistics(
             f"{type(dataset).__name__}: class statistics need labels, but this dataset was made without. Give it its "
             "label folder."
         )
-    folder = user_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-    path = folder / f"{type(dataset).__name__}-classes-{dataset.fingerprint()}.npz"
-    raw_counts = _read(path, len(dataset))
-    if raw_counts is None:
-        raw_counts = _count_and_keep(dataset, path, workers, progress)
-    return _of_label_space(raw_counts, dataset, label_space)
+    path = counts_folder(cache_dir) / f"{type(dataset).__name__}-classes-{dataset.fingerprint()}.npz"
 
-
-def user_cache_dir() -> Path:
-    """Folder for small files that can be made again: `$LIGHTNING_UDA_CACHE`, or `~/.cache/lightning_uda`."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/lightning_uda").expanduser()
-
-
-def _count_and_keep(dataset: SegmentationDataset, path: Path, workers: int | None, progress: bool) -> Counts:
-    """Counts under a lock, unless another process has done so while we waited for it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock")
-        lock.touch()
-    except OSError as error:
-        warnings.warn(f"{path.parent}: class statistics can't be kept ({error}).", stacklevel=3)
+    def count() -> Arrays:
         return _count(dataset, workers, progress)
-    with locked(lock):
-        raw_counts = _read(path, len(dataset))
-        if raw_counts is None:
-            raw_counts = _count(dataset, workers, progress)
-            _keep(path, raw_counts)
-    return raw_counts
+
+    kept = load_or_count(path, lambda arrays: _fits(arrays, len(dataset)), count, "class statistics")
+    return _of_label_space(kept, dataset, label_space)
 
 
-def _count(dataset: SegmentationDataset, workers: int | None, progress: bool) -> Counts:
-    """(N, 256), pixels of each raw id in each label map."""
+def _count(dataset: SegmentationDataset, workers: int | None, progress: bool) -> Arrays:
+    """The raw ids that occur, (R,), and the pixels of each in each label map, (N, R)."""
 
     def count(index: int) -> Counts:
         return np.bincount(dataset.load_label(index).ravel(), minlength=256)
 
     indices = range(len(dataset))
-    return np.array(parallel_map(count, indices, f"Counting classes of {len(dataset)} label maps", workers, progress))
+    title = f"Counting classes of {len(dataset)} label maps"
+    counts = np.array(parallel_map(count, indices, title, workers, progress))
+    ids = np.flatnonzero(counts.any(axis=0))
+    return {"ids": ids, "counts": counts[:, ids]}
 
 
-def _keep(path: Path, raw_counts: Counts) -> None:
-    ids = np.flatnonzero(raw_counts.any(axis=0))
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, ids=ids, counts=raw_counts[:, ids])
-
-    try:
-        replace_file(path, write)
-    except OSError as error:
-        warnings.warn(f"{path}: class statistics can't be kept ({error}).", stacklevel=4)
+def _fits(arrays: Arrays, num_maps: int) -> bool:
+    ids, counts = arrays["ids"], arrays["counts"]
+    integers = ids.dtype.kind == counts.dtype.kind == "i"
+    return bool(integers and counts.shape == (num_maps, len(ids)) and ((ids >= 0) & (ids < 256)).all())
 
 
-def _read(path: Path, length: int) -> Counts | None:
-    """(length, 256), pixels of each raw id; `None` if there is no file or it can't be what was written."""
-    try:
-        with np.load(path) as file:
-            ids, counts = file["ids"], file["counts"]
-        if ids.dtype.kind != "i" or counts.dtype.kind != "i" or counts.shape[:1] != (length,):
-            return None
-        raw_counts = np.zeros((length, 256), np.int64)
-        raw_counts[:, ids] = counts
-    except Exception:  # whatever a damaged file makes numpy raise
-        return None
-    return raw_counts
-
-
-def _of_label_space(raw_counts: Counts, dataset: SegmentationDataset, label_space: LabelSpace) -> ClassStatistics:
-    table = label_space.lookup_table(dataset.class_ids)
-    counts = [raw_counts[:, table == index].sum(axis=1) for index in range(label_space.num_classes)]
+def _of_label_space(kept: Arrays, dataset: SegmentationDataset, label_space: LabelSpace) -> ClassStatistics:
+    classes = label_space.lookup_table(dataset.class_ids)[kept["ids"]]
+    counts = [kept["counts"][:, classes == index].sum(axis=1) for index in range(label_space.num_classes)]
     return ClassStatistics(label_space.classes, np.stack(counts, axis=1))

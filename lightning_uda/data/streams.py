@@ -124,7 +124,14 @@ def read_sample(
     image = dataset.load_image(index)
     mask = None if label_reader is None else label_reader(index)
     (transform_seed,) = np.random.SeedSequence(key).generate_state(1)
-    image, mask = transform(image, mask, int(transform_seed))
+    return crop_sample(image, mask, transform, int(transform_seed))
+
+
+def crop_sample(
+    image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8] | None, transform: TrainTransform, seed: int
+) -> Sample:
+    """An image, uint8 (H, W, 3), and its label map, if any, transformed as a seed says, with the channels in front."""
+    image, mask = transform(image, mask, seed)
     sample = {"image": cast(npt.NDArray[np.uint8], np.stack(cv2.split(image)))}
     return sample if mask is None else {**sample, "mask": np.ascontiguousarray(mask)}
 

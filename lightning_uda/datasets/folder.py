@@ -114,6 +114,10 @@ class FolderDataset(SegmentationDataset):
             raise DatasetError(f"{self._label_folder}: {self._missing_labels}")
         return label
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index`, from the header of its file."""
+        return check_image_file(self.image_path(index))
+
     def image_file(self, index: int) -> str:
         """Path of image `index`."""
         return str(self.image_path(index))

@@ -242,6 +242,10 @@ class StoredDataset(SegmentationDataset):
         """Name of image `index`: that of its file, without folder, ending and what all files have in common."""
         return self._names[index]
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index`, from the header of its file."""
+        return self.storage.image_size(self._images[index])
+
     def image_file(self, index: int) -> str:
         """Path of image `index`; in an archive, below the archive's."""
         return str(self._images[index])

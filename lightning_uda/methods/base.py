@@ -60,6 +60,9 @@ class UDAModule(LightningModule):
     min_batch_size: int = 1
     """Least number of images of each stream in a batch."""
 
+    mixes_streams: bool = False
+    """Whether a step mixes images of different streams, whose crops must then have one size."""
+
     last_views: Mapping[str, View] = {}
     """What the student saw in the last training step, without what it made of it; for pictures."""
 

@@ -31,6 +31,7 @@ class DACS(TeacherModule):
     """
 
     streams = ("source", "target")
+    mixes_streams = True
 
     def __init__(
         self,

@@ -47,6 +47,8 @@ class DSP(TeacherModule):
         ValueError: If `beta` isn't in [0, 1] or `long_tail_k` is negative.
     """
 
+    mixes_streams = True
+
     def __init__(
         self,
         *,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 from threading import Lock
 
@@ -11,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_uda.data.counts import Arrays, counts_folder, load_or_count
 from lightning_uda.data.dataset import DatasetError, SegmentationDataset
-from lightning_uda.data.statistics import user_cache_dir
-from lightning_uda.files import locked, parallel_map, replace_file
+from lightning_uda.files import parallel_map
 from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.resize import resize_label
 from lightning_uda.self_training.prior import Normalization, count_positions, prior_from_counts
@@ -40,7 +39,7 @@ def load_or_count_prior(
     Args:
         dataset: Any labelled dataset; the source.
         label_space: The classes wanted.
-        cache_dir: Folder of the file; `None` takes `user_cache_dir()`.
+        cache_dir: Folder of the file; `None` takes the user's (`counts_folder`).
         size: Height and width to which all label maps are resized (nearest neighbour) before counting; the usual size
             of the source's images, or less to save time.
         radius: As in `smooth`, in pixels of `size`.
@@ -60,46 +59,27 @@ def load_or_count_prior(
             f"{type(dataset).__name__}: a spatial prior needs labels, but this dataset was made without. Count it on "
             "the source, with its label folder."
         )
-    counts = _load_or_count(dataset, label_space, cache_dir, size, workers, progress)
+    table = label_space.lookup_table(dataset.class_ids)
+    shape = (label_space.num_classes, *size)
+    content = (_VERSION, dataset.fingerprint(), shape, table.tobytes())
+    key = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    path = counts_folder(cache_dir) / f"{type(dataset).__name__}-positions-{size[0]}x{size[1]}-{key}.npz"
+
+    def count() -> Arrays:
+        return {"counts": _count(dataset, torch.from_numpy(table), shape, workers, progress).numpy()}
+
+    def fits(arrays: Arrays) -> bool:
+        found = arrays["counts"]
+        return found.dtype == np.int32 and found.shape == shape and 0 <= found.min() <= found.max() <= len(dataset)
+
+    kept = load_or_count(path, fits, count, "the counts of the spatial prior")
+    counts = torch.from_numpy(kept["counts"])
     if not counts.any():
         raise DatasetError(
             f"{type(dataset).__name__}: found no pixel of {', '.join(label_space.classes)} in {len(dataset)} label "
             "maps; a spatial prior needs some. Look at the dataset's class ids and the label space."
         )
     return prior_from_counts(counts, len(dataset), radius, sigma, over)
-
-
-def _load_or_count(
-    dataset: SegmentationDataset,
-    label_space: LabelSpace,
-    cache_dir: str | Path | None,
-    size: tuple[int, int],
-    workers: int | None,
-    progress: bool,
-) -> Tensor:
-    """Counts int32 (C, *size), made under a lock unless another process has done so while we waited for it."""
-    folder = user_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-    table = label_space.lookup_table(dataset.class_ids)
-    shape = (label_space.num_classes, *size)
-    content = (_VERSION, dataset.fingerprint(), shape, table.tobytes())
-    key = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-    path = folder / f"{type(dataset).__name__}-positions-{size[0]}x{size[1]}-{key}.npz"
-    counts = _read(path, shape, len(dataset))
-    if counts is not None:
-        return counts
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock")
-        lock.touch()
-    except OSError as error:
-        warnings.warn(f"{folder}: the counts of the spatial prior can't be kept ({error}).", stacklevel=3)
-        return _count(dataset, torch.from_numpy(table), shape, workers, progress)
-    with locked(lock):
-        counts = _read(path, shape, len(dataset))
-        if counts is None:
-            counts = _count(dataset, torch.from_numpy(table), shape, workers, progress)
-            _keep(path, counts)
-    return counts
 
 
 def _count(
@@ -117,25 +97,3 @@ def _count(
     title = f"Counting positions in {len(dataset)} label maps"
     parallel_map(count, range(len(dataset)), title, workers, progress)
     return counts[:num_classes]
-
-
-def _keep(path: Path, counts: Tensor) -> None:
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, counts=counts.numpy())
-
-    try:
-        replace_file(path, write)
-    except OSError as error:
-        warnings.warn(f"{path}: the counts of the spatial prior can't be kept ({error}).", stacklevel=4)
-
-
-def _read(path: Path, shape: tuple[int, int, int], num_maps: int) -> Tensor | None:
-    """The counts; `None` if there is no file or it can't be what was written."""
-    try:
-        with np.load(path) as file:
-            counts = torch.from_numpy(file["counts"])
-        fits = counts.dtype == torch.int32 and counts.shape == shape and counts.min() >= 0 and counts.max() <= num_maps
-    except Exception:  # whatever a damaged file makes numpy raise
-        return None
-    return counts if fits else None

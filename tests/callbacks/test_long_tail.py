@@ -1,5 +1,6 @@
 import csv
 import io
+import zlib
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from lightning_uda.callbacks import LongTailStatistics
 from lightning_uda.callbacks.long_tail import draw_chart
-from lightning_uda.data import statistics
+from lightning_uda.data import counts, statistics
 from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.datasets.folder import FolderDataset
@@ -36,10 +37,10 @@ class Pasting(SourceOnly):
 
     def __init__(self):
         super().__init__(tiny_network(), "camvid")
-        self.seen = []
+        self.tails = []
 
     def training_step(self, batch, batch_idx):
-        self.seen.append(batch["tail"])
+        self.tails.append(batch["tail"])
         return super().training_step(batch, batch_idx)
 
 
@@ -57,7 +58,7 @@ def console(monkeypatch):
 @pytest.fixture(autouse=True)
 def user_cache(tmp_path, monkeypatch):
     folder = tmp_path / "user_cache"
-    monkeypatch.setenv(statistics.CACHE_VARIABLE, str(folder))
+    monkeypatch.setenv(counts.CACHE_VARIABLE, str(folder))
     return folder
 
 
@@ -79,9 +80,9 @@ def read(path):
 
 def test_training_gets_the_rarest_classes(console):
     module = fit(LongTailStatistics(num_classes=2), max_steps=6)
-    assert len(module.seen) == 6
+    assert len(module.tails) == 6
     orders = set()
-    for batch in module.seen:
+    for batch in module.tails:
         assert batch["image"].shape == (2, 2, 3, 16, 16)
         found = [[sorted(set(mask.flatten().tolist()) - {255}) for mask in sample] for sample in batch["mask"]]
         assert found[0] == found[1]  # one draw for the whole step
@@ -133,7 +134,7 @@ def test_loggers_that_take_images_get_the_chart(tmp_path, console, monkeypatch):
 
 def test_named_classes_replace_the_count(console):
     module = fit(LongTailStatistics(classes=["Sky", "Building"]))
-    assert set().union(*(set(batch["mask"].flatten().tolist()) for batch in module.seen)) == {0, 1, 255}
+    assert set().union(*(set(batch["mask"].flatten().tolist()) for batch in module.tails)) == {0, 1, 255}
 
 
 def test_labels_are_counted_at_full_size_and_once(tmp_path, user_cache, console, monkeypatch):
@@ -156,6 +157,16 @@ def test_labels_are_counted_at_full_size_and_once(tmp_path, user_cache, console,
     assert list((tmp_path / "own").glob("Rare-classes-*.npz"))
 
 
+def test_a_tail_class_in_nearly_every_image_is_warned_of(console, caplog):
+    fit(LongTailStatistics(classes=["Sky", "Building", "Pole"]))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "classes that are in more than 90 % of the 10 source images: Sky (100 %); expected rare ones" in warning
+    assert "Choose fewer classes, or name the rare ones" in warning
+    caplog.clear()
+    fit(LongTailStatistics(num_classes=2))
+    assert "long-tail classes that are in more" not in caplog.text
+
+
 def test_any_labelled_folder_will_do(tmp_path, console):
     for folder in ("images", "labels"):
         (tmp_path / "set" / folder).mkdir(parents=True)
@@ -165,14 +176,15 @@ def test_any_labelled_folder_will_do(tmp_path, console):
         Image.fromarray(dataset.load_label(i + 2)).save(tmp_path / f"set/labels/{i}.png")
     source = FolderDataset(str(tmp_path / "set"), class_map={0: "Sky", 1: "Building", 2: "Pole"})
     module = fit(LongTailStatistics(2), data=tiny_data(source=source, val=None))
-    assert set().union(*(set(batch["mask"].flatten().tolist()) for batch in module.seen)) == {1, 2, 255}
+    assert set().union(*(set(batch["mask"].flatten().tolist()) for batch in module.tails)) == {1, 2, 255}
 
 
 def test_the_arguments_reach_the_stream(console):
     data = tiny_data(source=Rare(seed=1), val=None, batch_size=3, seed=5)
     fit(LongTailStatistics(2, max_tries=7, all_chosen_classes=True), data=data)
     stream = data._fed["tail"]()
-    assert (stream.max_tries, stream.all_chosen_classes, stream.samples_per_step, stream.key[0]) == (7, True, 3, 5)
+    assert (stream.max_tries, stream.all_chosen_classes) == (7, True)
+    assert (stream.origin.samples_per_step, stream.origin.key) == (3, (5, zlib.crc32(b"tail")))
     assert {c: images.tolist() for c, images in stream.images.items()} == {1: [2, 5], 2: [4, 5, 6, 7, 8, 9]}
 
 
@@ -186,7 +198,7 @@ def test_a_method_that_pastes_nothing_is_fed_nothing(console):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 1}, r"found 1 long-tail classes \['Building'\], but Pasting pastes 2 different ones per step"),
+        ({"num_classes": 1}, r"Found 1 long-tail classes \['Building'\], but 2 different ones are pasted per step"),
         ({"num_classes": 4}, r"num_classes: found 4, but the source labels hold 3 of the 11 classes"),
         ({"classes": ["Sky", "tram"]}, r"classes: found \['tram'\], expected names of the label space"),
         ({"classes": ["Sky", "Car"]}, r"classes: none of the 10 source label maps holds \['Car'\]"),
@@ -196,7 +208,7 @@ def test_a_choice_that_does_not_fit_is_refused_before_training(arguments, messag
     module = Pasting()
     with pytest.raises(ValueError, match=message):
         fit(LongTailStatistics(**arguments), module=module)
-    assert module.seen == []
+    assert module.tails == []
 
 
 def test_a_method_without_tail_classes_is_refused():

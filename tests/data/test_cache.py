@@ -300,7 +300,7 @@ def test_a_file_in_an_archive_is_stamped_by_the_archive(tmp_path):
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(0, 0, 20_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 20_000))
     big = CachedDataset(TinyDataset(), tmp_path / "cache", (18, 24), cache_format="memmap", labels=True)
     small = CachedDataset(TinyDataset(length=2), tmp_path / "cache", (18, 24), cache_format="memmap")
     with pytest.raises(DatasetError) as error:

@@ -1,12 +1,16 @@
+import zlib
 from itertools import islice
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
+from lightning_uda.data import statistics
 from lightning_uda.data.dataset import DatasetError, Problem
+from lightning_uda.data.sampling import RareClass, Shuffled
+from lightning_uda.data.sizes import crop_sizes
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
-from lightning_uda.methods import DACS, SourceOnly
+from lightning_uda.methods import DACS, DSP, SourceOnly
 from tests.fixtures.tiny import TinyDataset, tiny_data, tiny_network
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -34,7 +38,8 @@ def test_training_batches_hold_what_the_method_declares():
             seen.append(set(batch))
             return super().training_step(batch, batch_idx)
 
-    Trainer(max_steps=1, **QUIET).fit(Seen(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+    module = Seen(network=tiny_network(), label_space="camvid")
+    Trainer(max_steps=1, **QUIET).fit(module, datamodule=tiny_data(val=None))
     assert seen == [{"source"}]
     assert set(next(iter(tiny_data().train_dataloader()))) == {"source", "target"}
 
@@ -83,7 +88,7 @@ def test_problems_of_all_sets_stop_the_run_in_one_message():
 
 def test_checking_can_be_left_out():
     data = tiny_data(source=BrokenDataset(), check=False)
-    Trainer(max_steps=1, **QUIET).fit(SourceOnly(tiny_network(), "camvid"), datamodule=data)
+    Trainer(max_steps=1, **QUIET).fit(SourceOnly(network=tiny_network(), label_space="camvid"), datamodule=data)
 
 
 def test_sets_without_labels_or_without_common_classes_are_refused():
@@ -99,16 +104,16 @@ def test_a_stage_without_its_dataset_is_refused():
     data = tiny_data(val=None)
     with pytest.raises(DatasetError, match=r"data\.predict isn't set"):
         Trainer(logger=False, **{k: v for k, v in QUIET.items() if k != "logger"}).predict(
-            SourceOnly(tiny_network(), "camvid"), datamodule=data
+            SourceOnly(network=tiny_network(), label_space="camvid"), datamodule=data
         )
     with pytest.raises(DatasetError, match=r"data\.val isn't set"):
-        Trainer(**QUIET).validate(SourceOnly(tiny_network(), "camvid"), datamodule=data)
+        Trainer(**QUIET).validate(SourceOnly(network=tiny_network(), label_space="camvid"), datamodule=data)
 
 
 def test_epochs_that_would_repeat_batches_and_empty_batches_are_refused():
     trainer = Trainer(max_steps=6, limit_train_batches=2, **QUIET)
     with pytest.raises(ValueError, match=r"limit_train_batches: found 2, which would show the same batches"):
-        trainer.fit(SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+        trainer.fit(SourceOnly(network=tiny_network(), label_space="camvid"), datamodule=tiny_data(val=None))
     with pytest.raises(ValueError, match=r"data\.batch_size: found 0"):
         tiny_data(batch_size=0)
 
@@ -207,9 +212,209 @@ def test_prediction_and_sets_that_are_not_resized_are_read_from_their_files(tmp_
 
 
 def test_a_cache_that_does_not_fit_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_uda.data.cache._free", lambda folder: 1000)
+    monkeypatch.setattr("lightning_uda.data.cache.free_bytes", lambda folder: 1000)
     with pytest.raises(DatasetError, match=r"the cache needs about .* but only 0\.0 MB are free"):
         Trainer(max_steps=1, **QUIET).fit(
             DACS(network=tiny_network(), label_space="camvid"), datamodule=cached_data(tmp_path)
         )
     assert list(tmp_path.iterdir()) == []
+
+
+class Uneven(TinyDataset):
+    """Every second image is lower by eight rows; sizes come from a header, as those of files do."""
+
+    def load_image(self, index):
+        return super().load_image(index)[index % 2 * 8 :]
+
+    def load_label(self, index):
+        return super().load_label(index)[index % 2 * 8 :]
+
+    def image_size(self, index):
+        return self.size[0] - index % 2 * 8, self.size[1]
+
+
+def fit(module, callbacks=(), **settings):
+    trainer = Trainer(max_steps=2, callbacks=[*callbacks], **QUIET)
+    data = tiny_data(**{"val": None, **settings})
+    trainer.fit(module(network=tiny_network(), label_space="camvid"), datamodule=data)
+    return data
+
+
+class Untrained(SourceOnly):
+    """Fails if a step is reached."""
+
+    def training_step(self, batch, batch_idx):
+        raise AssertionError("training began")
+
+
+class Mixing(Untrained):
+    streams = ("source", "template", "target")
+    mixes_streams = True
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"target_transform": TrainTransform(crop=(12, 16))},
+            r"Mixing mixes images of its streams, so they must have one size: found 16 x 16 in data\.source, 12 x 16 "
+            r"in data\.target \(height x width\)\. Give the same `crop` to data\.source_transform and data\.target_",
+        ),
+        (
+            {"target_transform": TrainTransform(resize=(16, 20))},
+            r"found 16 x 16 in data\.source, 16 x 20 in data\.t",
+        ),
+        ({"source_transform": TrainTransform()}, r"found 24 x 32 in data\.source, 16 x 16 in data\.target"),
+        (
+            {"target": Uneven(length=7), "target_transform": TrainTransform(), "batch_size": 1},
+            r"found 16 x 16 in data\.source, 16 x 32 and 24 x 32 in data\.target",
+        ),
+        (
+            {"target": Uneven(length=7), "target_transform": TrainTransform()},
+            r"can't share a batch of 2: found 16 x 32 and 24 x 32 in data\.target \(height x width\); expected one size"
+            r"\. Set `crop` or `resize` in data\.target_transform, or data\.batch_size to 1",
+        ),
+    ],
+)
+def test_crops_that_do_not_fit_are_refused_before_training(settings, message):
+    with pytest.raises(DatasetError, match=message):
+        fit(Mixing, **settings)
+
+
+def test_nothing_is_cached_for_a_run_that_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="Mixing mixes images"):
+        fit(Mixing, target_transform=TrainTransform(resize=(8, 8)), cache_dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_matter_only_where_images_meet():
+    small = TrainTransform(crop=(12, 16))
+    fit(SourceOnly, target_transform=small)
+    fit(SourceOnly, target=Uneven(length=7), target_transform=TrainTransform())
+    fit(SourceOnly, source=Uneven(), source_transform=TrainTransform(), batch_size=1)
+    fit(SourceOnly, source=Uneven(), source_transform=TrainTransform(resize=(24, 32)))
+    fit(DACS, source=Uneven(), source_transform=small, target_transform=small)
+    with pytest.raises(DatasetError, match=r"images of one source batch differ in size"):  # not asked before
+        fit(Untrained, source=Uneven(), source_transform=TrainTransform(), check=False)
+
+
+@pytest.mark.parametrize("method", [DACS, DSP])
+def test_methods_that_mix_say_so(method):
+    with pytest.raises(DatasetError, match=f"{method.__name__} mixes images of its streams"):
+        fit(method, target_transform=TrainTransform(crop=(12, 16)))
+
+
+def test_evaluation_batches_of_several_sizes_are_refused_before_training(tmp_path):
+    for transform, found in ((EvalTransform(), "images 16 x 32 and 24 x 32"), (EvalTransform((8, 8)), "images 8 x 8")):
+        with pytest.raises(DatasetError, match=rf"eval_batch_size: found 2, but the 3 images of data.val.*{found}"):
+            fit(Untrained, val=Uneven(length=3), eval_batch_size=2, eval_transform=transform, cache_dir=str(tmp_path))
+    fit(SourceOnly, val=Uneven(length=3), eval_batch_size=2, eval_transform=EvalTransform((8, 8), labels="resized"))
+    fit(SourceOnly, val=Uneven(length=3), eval_batch_size=1)
+
+
+def test_sizes_are_read_from_headers_and_only_where_they_can_differ():
+    class Sealed(Uneven):
+        def load_image(self, index):
+            raise AssertionError("an image was decoded")
+
+    assert crop_sizes(Sealed(), TrainTransform()) == [(16, 32), (24, 32)]
+    assert crop_sizes(Sealed(), TrainTransform(crop=(40, 50), horizontal_flip=0.5)) == [(40, 50)]
+    Sealed.image_size = Sealed.load_image
+    assert crop_sizes(Sealed(), TrainTransform(resize=(8, 9))) == [(8, 9)]
+    assert crop_sizes(TinyDataset(), TrainTransform()) == [(24, 32)]  # a reader that has to decode
+
+
+# streams
+
+
+class Memory(Callback):
+    """A stranger's callback: feeds a stream of its own from the source set."""
+
+    def setup(self, trainer, pl_module, stage):
+        data = trainer.datamodule
+        data.feed("memory", lambda: Shuffled().stream(data.origin("memory", "source"), lambda: None))
+
+
+class Remembering(SourceOnly):
+    """A stranger's method: trains on that stream alone."""
+
+    streams = ("memory",)
+
+    def training_step(self, batch, batch_idx):
+        assert set(batch) == {"memory"}
+        return super().training_step({"source": batch["memory"]}, batch_idx)
+
+
+def test_callbacks_may_feed_any_stream(tmp_path):
+    data = fit(Remembering, [Memory()], **RESIZED, cache_dir=str(tmp_path))
+    stream = data._fed["memory"]()
+    assert stream.key == (0, zlib.crc32(b"memory"))
+    kinds = sorted(folder.name.rsplit("-", 4)[0] for folder in tmp_path.iterdir())
+    assert kinds == ["TinyDataset-images", "TinyDataset-images", "TinyDataset-labels"]  # what it may read is prepared
+
+
+def test_what_a_fed_stream_may_read_is_checked():
+    with pytest.raises(DatasetError, match=r"street\.png: the file is cut off"):
+        fit(Remembering, [Memory()], source=BrokenDataset())
+
+
+def test_a_stream_that_nobody_feeds_is_one_message():
+    class Lost(Untrained):
+        streams = ("source", "memroy")
+
+    with pytest.raises(
+        ValueError,
+        match=r"Lost needs the stream 'memroy', but nobody supplies it\. The data module makes source, target, template"
+        r"; callbacks feed memory\. Add the callback",
+    ):
+        fit(Lost, [Memory()])
+
+
+# samplings
+
+RARE = {"source_sampling": RareClass(temperature=0.05, min_pixels=50)}
+
+
+def test_a_method_trains_on_rare_classes_counted_once_before_training(tmp_path, monkeypatch):
+    counted, seen = [], []
+    count = statistics._count
+    monkeypatch.setattr(statistics, "_count", lambda *a: counted.append(len(seen)) or count(*a))
+
+    class Seen(DACS):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch["source"]["mask"].clone())
+            return super().training_step(batch, batch_idx)
+
+    data = fit(Seen, **RARE, cache_dir=str(tmp_path))
+    assert counted == [0]
+    stream = RARE["source_sampling"].stream(data.origin("source", "source"), lambda: data.statistics("source"))
+    expected = [torch.from_numpy(stream.sample(position)["mask"]) for position in range(4)]
+    assert torch.equal(torch.cat(seen), torch.stack(expected))
+    fit(Seen, **RARE, cache_dir=str(tmp_path))
+    assert counted == [0]
+
+
+def test_only_the_stream_that_is_named_changes():
+    plain, rare = (next(iter(tiny_data(**settings).train_dataloader())) for settings in ({}, RARE))
+    assert torch.equal(plain["target"]["image"], rare["target"]["image"])
+    assert not torch.equal(plain["source"]["image"], rare["source"]["image"])
+
+
+def test_the_template_has_a_sampling_of_its_own():
+    class Template(SourceOnly):
+        streams = ("source", "template")
+
+    data = fit(Template, template_sampling=RareClass(min_pixels=50))
+    assert [type(data._stream(name)).__name__ for name in Template.streams] == ["Stream", "RareClassStream"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_sampling": RareClass()}, r"stream 'target', whose labels are never opened"),
+        ({"source_sampling": RareClass()}, r"more than min_pixels=3000 pixels"),
+    ],
+)
+def test_a_sampling_that_does_not_fit_is_refused_before_training(settings, message):
+    with pytest.raises(ValueError, match=message):
+        fit(Mixing, **settings)

@@ -1,11 +1,14 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_uda.data import statistics
+from lightning_uda.data import counts
 from lightning_uda.data.cache import CachedDataset
 from lightning_uda.data.dataset import DatasetError
-from lightning_uda.data.statistics import ClassStatistics, class_statistics, user_cache_dir
+from lightning_uda.data.statistics import ClassStatistics, class_statistics
 from lightning_uda.datasets.folder import FolderDataset
 from lightning_uda.label_spaces import CAMVID, CITYSCAPES16, LabelSpace
 from tests.fixtures.tiny import TinyDataset
@@ -139,12 +142,12 @@ def test_resized_labels_are_not_taken_for_those_of_the_files(tmp_path):
 
 
 def test_the_user_cache_folder_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setenv(statistics.CACHE_VARIABLE, str(tmp_path / "mine"))
+    monkeypatch.setenv(counts.CACHE_VARIABLE, str(tmp_path / "mine"))
     count()
     assert [path.suffix for path in sorted((tmp_path / "mine").iterdir())] == [".lock", ".npz"]
-    monkeypatch.delenv(statistics.CACHE_VARIABLE)
+    monkeypatch.delenv(counts.CACHE_VARIABLE)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert user_cache_dir() == tmp_path / "home" / ".cache" / "lightning_uda"
+    assert counts.counts_folder(None) == tmp_path / "home" / ".cache" / "lightning_uda"
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
@@ -152,7 +155,7 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="can't be kept"):
         found = count(TinyDataset(), tmp_path / "file")
     assert found.images[0] == 10
-    monkeypatch.setattr(statistics.np, "savez_compressed", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(np, "savez_compressed", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.warns(UserWarning, match=r"can't be kept \(.*full\)"):
         again = count(TinyDataset(), tmp_path / "full")
     assert np.array_equal(again.counts, found.counts)
@@ -162,3 +165,26 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
 def test_a_set_without_labels_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="class statistics need labels"):
         count(TinyDataset(has_labels=False), tmp_path)
+
+
+def test_of_two_processes_one_counts(tmp_path):
+    """Both are started before either has counted; each leaves its process id in a file of its own when it does."""
+    code = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from lightning_uda.data.counts import load_or_count
+folder = Path(sys.argv[1])
+(folder / f"ready_{os.getpid()}").touch()
+while len(list(folder.glob("ready_*"))) < 2:
+    time.sleep(0.01)
+def count():
+    (folder / f"counted_{os.getpid()}").touch()
+    time.sleep(0.5)
+    return {"counts": np.arange(3)}
+print(load_or_count(folder / "a.npz", lambda arrays: arrays["counts"].shape == (3,), count, "counts")["counts"])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["[0 1 2]\n"] * 2
+    assert len(list(tmp_path.glob("counted_*"))) == 1

@@ -49,6 +49,7 @@ def test_every_kind_of_file_gives_the_stored_pixels_and_ids(good):
         loaded, ids = dataset.load_image(i), dataset.load_label(i)
         assert loaded.dtype == ids.dtype == np.uint8
         assert loaded.shape == (*label.shape, 3), dataset.name(i)
+        assert dataset.image_size(i) == label.shape, dataset.name(i)
         np.testing.assert_array_equal(ids, label, err_msg=dataset.name(i))
         if image is not None:
             np.testing.assert_array_equal(loaded, image, err_msg=dataset.name(i))

@@ -49,6 +49,7 @@ def test_shapes_types_and_ids_at_any_size(size, style):
     dataset = MiniCity("val", style, length=2, size=size)
     image, label = dataset.load_image(1), dataset.load_label(1)
     assert image.shape == (*size, 3)
+    assert dataset.image_size(1) == size
     assert label.shape == size
     assert image.dtype == label.dtype == np.uint8
     assert set(np.unique(label)) <= {*range(len(CITYSCAPES_CLASSES)), IGNORE_INDEX}

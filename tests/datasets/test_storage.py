@@ -80,6 +80,7 @@ def test_arrays_are_those_of_the_files(official, root):
     dataset = reader(str(root))
     assert len(dataset) == len(made)
     assert_holds((Pairs(dataset)[i] for i in range(len(dataset))), made)
+    assert [dataset.image_size(i) for i in range(len(dataset))] == [made[name][0].shape[:2] for name in sorted(made)]
     assert dataset.check() == []
 
 

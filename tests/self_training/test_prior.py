@@ -7,7 +7,7 @@ from PIL import Image
 
 from lightning_uda.data.dataset import DatasetError
 from lightning_uda.label_spaces import CAMVID, CITYSCAPES, LabelSpace
-from lightning_uda.self_training import prior_counts, resize_prior
+from lightning_uda.self_training import resize_prior
 from lightning_uda.self_training.prior import count_positions, normalise, prior_from_counts, smooth
 from lightning_uda.self_training.prior_counts import load_or_count_prior
 from lightning_uda.self_training.prior_figure import draw_spatial_prior
@@ -138,7 +138,7 @@ def test_a_full_disk_is_a_warning_and_leaves_no_half_file(tmp_path, monkeypatch)
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prior_counts.np, "savez_compressed", full)
+    monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         load(TinyDataset(), tmp_path)
     assert not list(tmp_path.glob("*.npz")) + list(tmp_path.glob("*.part"))

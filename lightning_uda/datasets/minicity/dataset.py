@@ -73,6 +73,10 @@ class MiniCity(SegmentationDataset):
         """Name of an image, such as "target_val_000012"."""
         return f"{self.style}_{self.split}_{self._checked(index):06d}"
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width, the same for all images."""
+        return self.size
+
     def load_image(self, index: int) -> Array:
         """Image `index` as uint8 (H, W, 3), RGB."""
         return self._render(index)[0].copy()

@@ -1,3 +1,4 @@
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -8,7 +9,15 @@ import yaml
 from torch.utils.data import DataLoader
 
 from lightning_uda.data.dataset import DatasetError
-from lightning_uda.data.long_tail import TailStream, long_tail_classes
+from lightning_uda.data.sampling import (
+    LongTail,
+    LongTailStream,
+    Origin,
+    RareClass,
+    Shuffled,
+    long_tail_classes,
+    rare_class_probabilities,
+)
 from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.streams import LabelReader, PairedStreams, Stream, collate
 from lightning_uda.data.transforms import TrainTransform
@@ -66,10 +75,8 @@ def tail(dataset=None, crop=(16, 16), k=2, samples_per_step=4, seed=0, images=No
     dataset = dataset or TinyDataset()
     transform = TrainTransform(resize=resize, crop=crop, horizontal_flip=flip)
     everywhere = np.arange(len(dataset))
-    return TailStream(
-        dataset, LabelReader(dataset, TABLE), transform, seed, images or dict.fromkeys((0, 1, 2), everywhere), k,
-        samples_per_step, **kwargs,
-    )  # fmt: skip
+    origin = Origin("tail", dataset, LabelReader(dataset, TABLE), transform, seed, samples_per_step)
+    return LongTailStream(origin, images or dict.fromkeys((0, 1, 2), everywhere), k, **kwargs)
 
 
 def classes_in(mask):
@@ -80,7 +87,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
 
 
-# which classes
+# long tail: which classes
 
 
 def test_the_four_rarest_classes_of_synthia(golden):
@@ -100,23 +107,28 @@ def test_the_papers_classes_of_gta5_are_a_preset(golden):
 
 def test_classes_can_be_named():
     statistics = made_of_images(SYNTHIA_IMAGES, 9400)
-    assert long_tail_classes(statistics, 4, ["bus", "wall", "bus"]) == [13, 3]
+    assert long_tail_classes(statistics, ["bus", "wall", "bus"]) == [13, 3]
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "names", "message"),
+    ("wanted", "message"),
     [
-        (4, None, r"num_classes: found 4, but the source labels hold 3 of the 4 classes; expected a number up to 3"),
-        (1, ["road", "tram", "ship"], r"classes: found \['ship', 'tram'\], expected names .*'sidewalk'"),
-        (1, ["building", "sidewalk"], r"classes: none of the 9 source label maps holds \['sidewalk'\].*Leave them out"),
+        (4, r"num_classes: found 4, but the source labels hold 3 of the 4 classes; expected a number up to 3"),
+        (["road", "tram", "ship"], r"classes: found \['ship', 'tram'\], expected names .*'sidewalk'"),
+        (["building", "sidewalk"], r"classes: none of the 9 source label maps holds \['sidewalk'\].*Leave them out"),
     ],
 )
-def test_a_choice_that_cannot_be_made_says_why(num_classes, names, message):
+def test_a_choice_that_cannot_be_made_says_why(wanted, message):
     with pytest.raises(ValueError, match=message):
-        long_tail_classes(made_of_images([5, 0, 2, 9], 9), num_classes, names)
+        long_tail_classes(made_of_images([5, 0, 2, 9], 9), wanted)
 
 
-# what a sample is
+def test_fewer_long_tail_classes_than_are_pasted_are_refused():
+    with pytest.raises(ValueError, match=r"Found 2 long-tail classes \['building', 'road'\], but 3 different ones"):
+        LongTail(3, 2).chosen(made_of_images([5, 0, 2, 9], 9))
+
+
+# long tail: what a sample is
 
 
 def test_a_sample_holds_one_patch_per_class_with_the_pixels_of_that_class_only():
@@ -151,8 +163,9 @@ def test_image_and_mask_are_cropped_alike_and_no_pixel_of_the_class_is_lost(flip
 )
 def test_the_crop_is_that_of_image_and_label_together(transform):
     dataset = TinyDataset()
-    stream = TailStream(dataset, LabelReader(dataset, TABLE), transform, 0, {1: np.array([3])}, 1, 1)
-    seeds = np.random.default_rng((*stream.key, 1, 5, 1))
+    origin = Origin("tail", dataset, LabelReader(dataset, TABLE), transform, 0)
+    stream = LongTailStream(origin, {1: np.array([3])}, 1)
+    seeds = np.random.default_rng((*origin.key, 1, 5, 1))
     seeds.choice(1)
     image, label = transform(dataset.load_image(3), dataset.load_label(3), int(seeds.integers(2**32)))
     sample = stream.sample(5)
@@ -206,7 +219,7 @@ def test_patches_of_different_sizes_are_an_error_that_says_what_to_do():
         stream.sample(0)
 
 
-# retry
+# long tail: retry
 
 
 def test_draws_until_the_class_is_in_sight_and_decodes_one_image_only():
@@ -244,7 +257,7 @@ def test_a_class_lost_in_resizing_is_left_out():
     assert (sample["mask"] == 255).all()
 
 
-# where the randomness comes from
+# long tail: where the randomness comes from
 
 
 def test_classes_are_drawn_once_per_iteration_for_all_ranks():
@@ -300,7 +313,152 @@ def test_the_stream_beside_it_is_left_alone():
     dataset = TinyDataset()
     transform, reader = TrainTransform(crop=(16, 16), horizontal_flip=0.5), LabelReader(dataset, TABLE)
     source = Stream("source", dataset, transform, 0, reader)
-    beside = TailStream(dataset, reader, transform, 0, {0: np.arange(10), 1: np.arange(10)}, 2, 2)
+    beside = LongTailStream(Origin("tail", dataset, reader, transform, 0, 2), dict.fromkeys((0, 1), np.arange(10)), 2)
     alone = PairedStreams({"source": source}, 2).batch(4)["source"]
     together = PairedStreams({"tail": beside, "source": source}, 2).batch(4)["source"]
     assert torch.equal(alone["image"], together["image"])
+
+
+# rare classes
+
+
+class Squares(TinyDataset):
+    """64 x 64 of class 0; in image i < 8 a square of class 1 of side 4 i, in image 9 all of it is class 2."""
+
+    def __init__(self, **kwargs):
+        super().__init__(size=(64, 64), **kwargs)
+
+    def load_label(self, index):
+        label = np.zeros((64, 64), np.uint8)
+        if index < 8:
+            label[: 4 * index, : 4 * index] = 1
+        return np.full_like(label, 2) if index == 9 else label
+
+    def load_image(self, index):
+        return (self.load_label(index)[..., None] * 60 + np.arange(3, dtype=np.uint8)).astype(np.uint8)
+
+
+def statistics_of(dataset):
+    labels = [dataset.load_label(i) for i in range(len(dataset))]
+    return ClassStatistics(("a", "b", "c", "d"), np.array([[(m == c).sum() for c in range(4)] for m in labels]))
+
+
+def rare(dataset=None, stream="source", seed=0, crop=(16, 16), resize=None, labelled=True, **settings):
+    dataset = dataset or Squares()
+    transform = TrainTransform(resize=resize, crop=crop)
+    origin = Origin(stream, dataset, LabelReader(dataset, TABLE) if labelled else None, transform, seed)
+    return RareClass(**{"min_pixels": 100, **settings}).stream(origin, lambda: statistics_of(dataset))
+
+
+@pytest.mark.parametrize("temperature", ["0.01", "0.1", "1.0", "inf"])
+def test_probabilities_of_daformer(golden, temperature):
+    reference = golden("t2sda_daformer_rcs")
+    found = rare_class_probabilities(reference.numpy("pixel_count"), float(temperature))
+    assert np.allclose(found, reference.numpy(f"prob64_T{temperature}"), rtol=1e-12, atol=0)
+    assert np.allclose(found, reference.numpy(f"prob_T{temperature}"), rtol=0, atol=1e-6)
+
+
+def test_classes_without_a_pixel_are_never_drawn():
+    assert rare_class_probabilities([30, 0, 10], float("inf")).tolist() == [0.5, 0, 0.5]
+    a, b = np.exp(-0.75), np.exp(-0.25)
+    assert np.allclose(rare_class_probabilities([30, 0, 10], 1.0), [b / (a + b) * a / b, 0, b / (a + b)])
+
+
+def test_a_class_is_drawn_by_its_probability_and_an_image_with_enough_of_it_evenly():
+    stream = rare(temperature=0.2)
+    drawn = np.array([stream.draw(position)[:2] for position in range(4000)])
+    counts = statistics_of(Squares()).pixels
+    expected = rare_class_probabilities(counts, 0.2)
+    assert np.abs(np.bincount(drawn[:, 0], minlength=4) / 4000 - expected).max() < 0.025
+    of_one = np.bincount(drawn[drawn[:, 0] == 1, 1], minlength=10)
+    assert np.flatnonzero(of_one).tolist() == [3, 4, 5, 6, 7]  # sides of 12 and more: over 100 pixels
+    assert np.abs(of_one[3:8] / of_one.sum() - 0.2).max() < 0.04
+    assert set(drawn[drawn[:, 0] == 2, 1]) == {9}
+
+
+def test_an_image_needs_more_than_the_least_number_of_pixels():
+    assert rare(min_pixels=143).images[1].tolist() == [3, 4, 5, 6, 7]
+    assert rare(min_pixels=144).images[1].tolist() == [4, 5, 6, 7]
+
+
+def test_crops_are_tried_until_one_shows_more_than_the_least_share_and_the_last_is_kept():
+    dataset = Squares()
+    first_tries, last_tries = 0, 0
+    stream = rare(dataset, min_crop_ratio=0.5, max_tries=3)
+    assert stream.min_pixels == 50
+    for position in range(300):
+        wanted, index, seeds = stream.draw(position)
+        shown = [stream.origin.transform(dataset.load_image(index), dataset.load_label(index), s) for s in seeds]
+        enough = [i for i, (_, label) in enumerate(shown) if (label == wanted).sum() > 50]
+        image, label = shown[enough[0] if enough else -1]
+        sample = stream.sample(position)
+        assert np.array_equal(sample["image"], image.transpose(2, 0, 1))
+        assert np.array_equal(sample["mask"], label)
+        first_tries, last_tries = first_tries + (enough[:1] == [0]), last_tries + (not enough)
+    assert first_tries > 20
+    assert last_tries > 20
+
+
+@pytest.mark.parametrize(("min_pixels", "tries"), [(195, 1), (196, 5)])
+def test_pixels_of_a_crop_are_counted_after_resizing(min_pixels, tries, monkeypatch):
+    """Halved, the square of side 28 has 196 pixels, of which all crops of this size show all."""
+    stream = rare(resize=(32, 32), crop=(32, 32), min_pixels=min_pixels, min_crop_ratio=1.0, max_tries=5)
+    position = next(p for p in range(1000) if stream.draw(p)[:2] == (1, 7))
+    calls, transform = [], TrainTransform.__call__
+    monkeypatch.setattr(TrainTransform, "__call__", lambda *a: calls.append(a) or transform(*a))
+    stream.sample(position)
+    assert len(calls) == tries + 1  # the last for image and label together
+
+
+def test_only_the_image_that_is_shown_is_decoded():
+    class Watched(Squares, Counting):
+        def load_image(self, index):
+            self.images_opened.append(index)
+            return super().load_image(index)
+
+    dataset = Watched()
+    stream = rare(dataset)
+    dataset.images_opened.clear()
+    for position in range(30):
+        stream.sample(position)
+    assert dataset.images_opened == [stream.draw(position)[1] for position in range(30)]
+
+
+def test_rare_samples_are_pure_functions_of_seed_stream_and_position():
+    forward = [rare().sample(position) for position in range(12)]
+    assert all(same(a, b) for a, b in zip(forward, [rare().sample(p) for p in reversed(range(12))][::-1], strict=True))
+    others = [rare(seed=1), rare(stream="template")]
+    assert not any(all(same(a, other.sample(p)) for p, a in enumerate(forward)) for other in others)
+    ranks = [PairedStreams({"source": rare()}, 2, rank=rank, world_size=2).batch(3)["source"] for rank in range(2)]
+    one = PairedStreams({"source": rare()}, 4).batch(3)["source"]
+    assert torch.equal(torch.cat([rank["mask"] for rank in ranks]), one["mask"])
+
+
+def test_a_class_that_no_image_shows_enough_of_is_refused_with_the_numbers():
+    with pytest.raises(ValueError, match=r"more than min_pixels=800 pixels.*\{'b': 784\}\. Set .*min_pixels below 784"):
+        rare(min_pixels=800)
+
+
+def test_a_stream_without_labels_cannot_be_sampled_by_class():
+    with pytest.raises(ValueError, match=r"stream 'target', whose labels are never opened.*_sampling to Shuffled"):
+        rare(stream="target", labelled=False)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"min_pixels": -1}, {"min_crop_ratio": 1.1}, {"max_tries": 0}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"RareClass: found .*{next(iter(wrong))}="):
+        RareClass(**wrong)
+
+
+def test_shuffled_counts_nothing_and_is_the_stream_of_earlier_versions():
+    dataset, transform = TinyDataset(), TrainTransform(crop=(16, 16), horizontal_flip=0.5)
+    reader = LabelReader(dataset, TABLE)
+
+    def statistics():
+        raise AssertionError("labels were counted")
+
+    stream = Shuffled().stream(Origin("source", dataset, reader, transform, 3), statistics)
+    before = Stream("source", dataset, transform, 3, reader)
+    assert all(same(stream.sample(position), before.sample(position)) for position in range(12))
+    rng = np.random.default_rng((3, zlib.crc32(b"source"), 0, 1))
+    assert [stream.index(10 + i) for i in range(10)] == rng.permutation(10).tolist()
