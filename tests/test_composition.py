@@ -1,0 +1,96 @@
+"""Parts of different papers compose by config alone: on the command line, in saved configs, in sweeps, in the report."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_uda.cli import run_trainer
+from lightning_uda.commands.sweep import read_sweep
+from lightning_uda.methods import DACS, DSP, AdaBN, MeanTeacher, NaiveClassMix, SelfTraining, SourceOnly
+from lightning_uda.report import report
+
+ROOT = Path(__file__).parents[1]
+FEW = (
+    "--trainer.max_steps 2 --trainer.val_check_interval 2 --trainer.log_every_n_steps 1 --trainer.callbacks ImagePanels"
+)
+SMALL = "--data.num_workers 0 --data.batch_size 2 --data.val.length 2 --data.val.size [32,64]"
+SMALL += " --data.source.length 4 --data.target.length 4 --data.source.size [32,64] --data.target.size [32,64]"
+
+
+def fit(folder, config, options):
+    config = ROOT / f"configs/experiment/minicity/{config}.yaml"
+    run_trainer(shlex.split(f"fit --config {config} --output {folder} --name run {FEW} {SMALL} {options}"))
+    return folder / "run/version_0"
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "losses"),
+    [
+        (
+            "dacs",
+            '--model.terms.feature FeatureMMD --model.terms.feature.between "[source,mixed]"',
+            ["feature", "mixed", "source"],
+        ),
+        ("dacs_feature", "--model.terms.feature.weight 0.1", ["feature", "mixed", "source"]),
+        (
+            "dsp",
+            "--model.terms.htcm ConfidentPaste --model.terms.htcm.of target_mixed --model.terms.htcm.tau 0.05",
+            ["feature", "htcm", "source", "source_mixed", "target_mixed"],
+        ),
+    ],
+)
+def test_terms_of_other_papers_train_and_show_everywhere(tmp_path, capsys, config, options, losses):
+    run = fit(tmp_path, config, options)
+    terms = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["terms"]
+    (term,) = terms.values()
+    assert set(term["init_args"]) >= {"weight"}  # in full, defaults too
+    header, *lines = (run / "metrics.csv").read_text().splitlines()
+    assert [name for name in header.split(",") if "loss" in name] == [
+        "train/loss",
+        *(f"train/loss_{name}" for name in losses),
+    ]
+    row = dict(zip(header.split(","), lines[0].split(","), strict=True))
+    total = sum(float(row[f"train/loss_{name}"]) for name in losses)
+    assert float(row["train/loss"]) == pytest.approx(total, rel=1e-5)
+    capsys.readouterr()
+    report([run], tmp_path / "report.html")
+    out = capsys.readouterr().out
+    assert all(name.replace("_", " ") in out for name in losses)
+
+
+def test_the_saved_config_replays_a_run_with_terms(tmp_path):
+    first = fit(tmp_path / "a", "dacs_feature", "")
+    run_trainer(["fit", "--config", str(first / "config.yaml"), "--output", str(tmp_path / "b")])
+    assert (tmp_path / "b/run/version_0/metrics.csv").read_text() == (first / "metrics.csv").read_text()
+
+
+def test_terms_can_be_swept(tmp_path, capsys):
+    sweep = {
+        "method": "grid",
+        "program": "lightning-uda",
+        "parameters": {"model.init_args.terms.feature.init_args.weight": {"values": [0.0, 0.5]}},
+        "command": [
+            *("lightning-uda", "fit", f"--config={ROOT}/configs/experiment/minicity/dacs_feature.yaml", "${args}"),
+        ],
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    points = read_sweep(tmp_path / "sweep.yaml").points
+    assert [point.name for point in points] == ["weight=0.0", "weight=0.5"]
+    with pytest.raises(SystemExit):
+        run_trainer([*points[1].arguments, "--print_config"])
+    terms = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["terms"]
+    assert terms["feature"]["init_args"] == {"between": ["source", "mixed"], "weight": 0.5, "channels": 256, "seed": 0}
+
+
+COMMON = ["network", "label_space", "optimizer", "schedule", "inference", "seed", "scoring", "terms"]
+
+
+@pytest.mark.parametrize("method", [SourceOnly, AdaBN, MeanTeacher, NaiveClassMix, DACS, DSP, SelfTraining])
+def test_every_method_shows_the_arguments_of_the_base(method, capsys):
+    with pytest.raises(SystemExit):
+        run_trainer(["fit", "--model.help", method.__name__])
+    out = capsys.readouterr().out
+    assert [name for name in COMMON if f"--model.{name} " not in out] == []
+    assert "Further terms of the loss by name" in " ".join(out.split())
