@@ -36,8 +36,8 @@ ROUNDS_FOLDER = "rounds"
 
 _NO_LABELS: dict[str, Any] = {"labels": None, "made_from": None, "target_images": None}
 _FINISHED = (
-    "the run is finished: the checkpoint is of step %d, the last one; nothing is left to train. For more than %d rounds "
-    "raise num_rounds of model.rounds"
+    "the run is finished: the checkpoint is of step %d, the last one; nothing is left to train. For more than %d "
+    "rounds raise num_rounds of model.rounds"
 )
 _log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class SelfTrainingRounds(Callback):
     A round is an epoch of the trainer. It begins when its loader is made, as the trainer fetches the first batch
     before it calls any hook of a callback. `trainer.max_steps` needn't be set: it becomes the steps of all rounds.
 
-    Runs resume within and between rounds. The round's labels are looked for in the new run's folder, in the run folder
-    that the checkpoint lies in, and where they were when it was written, and copied into the new run's folder. At the
+    Runs resume within and between rounds. The round's labels can lie in the new run's folder, in the run folder
+    that the checkpoint lies in, or where they were when it was written; they are copied into the new run's folder. At the
     start of a round labels that are missing or damaged are made anew; within a round they can't be.
 
     The method must offer `student`, `use_thresholds(thresholds)`, called as soon as a round's thresholds are known and
