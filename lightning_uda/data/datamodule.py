@@ -141,7 +141,8 @@ class UDADataModule(LightningDataModule):
             names = (*self._training_sets(), *(("val",) if self.val is not None else ()))
         chosen = {name: self._require(name) for name in names}
         if self.check:
-            batch_size: dict[str, int] = {name: self.batch_size for name in ("source", "target") if name in chosen}
+            streams = self._own_streams() if stage == "fit" else []
+            batch_size: dict[str, int] = {_STREAM_SET[name]: self.batch_size for name in streams}
             require_usable(chosen, batch_size, unlabelled=("target", "predict"))
         if "source" in names and chosen["source"].sizes_may_differ and self.source_transform.resize is None:
             raise DatasetError(

@@ -65,18 +65,27 @@ class TrainTransform:
         Raises:
             DatasetError: If image and label differ in size and `resize` isn't set.
         """
-        if self.resize is not None:
-            image = resize_image(image, self.resize, self.interpolation)
-            label = None if label is None else resize_label(label, self.resize)
-        elif label is not None and label.shape != image.shape[:2]:
-            raise DatasetError(
-                f"TrainTransform: found a label of {label.shape[0]} x {label.shape[1]} for an image of "
-                f"{image.shape[0]} x {image.shape[1]} (height x width); expected equal sizes. Set `resize` in the "
-                "transform, which brings both to one size, or mend the pair (`lightning-uda data check` names it)."
-            )
+        image, label = self.to_one_size(image, label)
         self.random.set_random_seed(seed)
         result = self.random(image=image) if label is None else self.random(image=image, mask=label)
         return result["image"], result.get("mask")
+
+    def to_one_size(self, image: UInt8, label: UInt8 | None) -> tuple[UInt8, UInt8 | None]:
+        """Brings image and label map to `resize`, or without it requires that they have one size.
+
+        Raises:
+            DatasetError: If they haven't.
+        """
+        if self.resize is not None:
+            image = resize_image(image, self.resize, self.interpolation)
+            return image, None if label is None else resize_label(label, self.resize)
+        if label is not None and label.shape != image.shape[:2]:
+            raise DatasetError(
+                f"{type(self).__name__}: found a label of {label.shape[0]} x {label.shape[1]} for an image of "
+                f"{image.shape[0]} x {image.shape[1]} (height x width); expected equal sizes. Set `resize` in the "
+                "transform, which brings both to one size, or mend the pair (`lightning-uda data check` names it)."
+            )
+        return image, label
 
 
 class EvalTransform:

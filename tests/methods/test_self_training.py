@@ -9,8 +9,8 @@ from lightning_uda.methods.self_training import find_checkpoint
 from lightning_uda.networks import WeightsError
 from lightning_uda.optim import Poly
 from lightning_uda.self_training.losses import LRENT, MRKLD
-from lightning_uda.self_training.mining import ScaledCrop
-from lightning_uda.self_training.union import SpatialPrior
+from lightning_uda.self_training.scaled_crop import ScaledCrop
+from lightning_uda.self_training.spatial_prior import SpatialPrior
 from tests.fixtures.tiny import tiny_data, tiny_network
 
 QUIET = {

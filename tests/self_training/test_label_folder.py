@@ -8,7 +8,8 @@ from tests.fixtures.tiny import TinyDataset
 
 def record_of(**kwargs):
     settings = {
-        "round": 2, "portion": "0.25", "made_from": "key", "images": 3, "pixels": 200,
+        "round": 2, "portion": "0.25", "made_from": "key",
+        "target_set": TinyDataset(3).fingerprint(labels=False), "images": 3, "pixels": 200,
         "classes": ["road", "sky", "train"], "thresholds": [0.1 + 0.2, 0.875, None],
         "predicted": [120, 80, 0], "labelled": [30, 20, 0],
         "accuracy": [75.0, None, None], "target_images": None,

@@ -1,6 +1,9 @@
 import json
 import shutil
+import subprocess
+import sys
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +15,19 @@ from PIL import Image
 
 import lightning_uda.self_training.label_folder as label_folder
 from lightning_uda.callbacks import SelfTrainingRounds
+from lightning_uda.data.datamodule import EvaluationImages
 from lightning_uda.data.dataset import DatasetError
 from lightning_uda.inference import MultiScale, WholeImage
 from lightning_uda.methods import SelfTraining
 from lightning_uda.self_training.losses import HardLabels
-from lightning_uda.self_training.mining import RareClassMining, ScaledCrop
+from lightning_uda.self_training.mining import RareClassMining
 from lightning_uda.self_training.portion import PortionPolicy, SourcePerTarget
+from lightning_uda.self_training.scaled_crop import ScaledCrop
+from lightning_uda.self_training.spatial_prior import SpatialPrior
 from lightning_uda.self_training.thresholds import LogitHistogram, RadixSelect
-from lightning_uda.self_training.union import SpatialPrior
-from tests.fixtures.tiny import TinyDataset, tiny_data, tiny_network
+from tests.fixtures.tiny import TinyDataset, TinyNetwork, tiny_data, tiny_network
 
+ROOT = Path(__file__).parents[2]
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 CROPS = {"source_transform": ScaledCrop((16, 16)), "target_transform": ScaledCrop((16, 16))}
 STEPS = 12
@@ -207,9 +213,8 @@ def test_labels_that_were_complete_are_taken_up(tmp_path, monkeypatch):
 
     # gone, but needed
     shutil.rmtree(tmp_path / "whole/log/rounds")
-    with pytest.raises(
-        DatasetError, match=r"resumes within round 2, whose pseudo-labels are gone: expected them in .*round_2"
-    ):
+    message = r"resumes within round 2, whose pseudo-labels can't be used. They are gone: expected them in .*round_2"
+    with pytest.raises(DatasetError, match=message):
         fit(module_of(), data_of(), tmp_path / "lost", str(tmp_path / f"steps/step={STEPS + 1}.ckpt"))
 
 
@@ -399,3 +404,154 @@ def test_mining_looks_for_rarely_predicted_classes():
 def test_any_inference_policy_labels(policy, tmp_path):
     fit(module_of(num_rounds=1, inference=policy), data_of(), tmp_path)
     assert len(labels_in(tmp_path, 1)) == 4
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A run folder of two rounds, with a checkpoint of every step."""
+    folder = tmp_path / "whole"
+    module = module_of()
+    fit(module, data_of(), folder, enable_checkpointing=True, callbacks=[each_step_in(folder)])
+    return folder, module
+
+
+def each_step_in(folder):
+    return ModelCheckpoint(folder / "log/checkpoints", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+
+def checkpoint_of(folder, step):
+    return str(folder / f"log/checkpoints/step={step}.ckpt")
+
+
+def test_a_moved_run_folder_resumes(tmp_path, whole):
+    folder, module = whole
+    moved = folder.rename(tmp_path / "moved")
+    resumed = module_of(network=tiny_network(seed=9))
+    settings = {"enable_checkpointing": True, "callbacks": [each_step_in(tmp_path / "second")], "max_steps": 5}
+    fit(resumed, data_of(), tmp_path / "second", checkpoint_of(moved, 3), **settings)
+    shutil.rmtree(moved)
+    again = (tmp_path / "second").rename(tmp_path / "third")
+    resumed = module_of(network=tiny_network(seed=9))
+    fit(resumed, data_of(), tmp_path / "fourth", checkpoint_of(again, 5))
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_target_set_of_other_images_is_refused_though_it_is_as_long(tmp_path, whole):
+    folder, _ = whole
+    other = TinyDataset(length=4, seed=7, has_labels=False)
+    with pytest.raises(DatasetError, match=r"resumes within round 1.*round_1: these are labels of other images than"):
+        fit(module_of(), data_of(target=other), tmp_path / "other", checkpoint_of(folder, 3))
+    assert fit(module_of(), data_of(), tmp_path / "same", checkpoint_of(folder, 3)).global_step == 2 * STEPS
+
+
+def test_a_label_file_that_is_gone_is_made_anew_between_rounds_and_named_within_one(tmp_path, whole, caplog):
+    folder, module = whole
+    before = labels_in(folder, 2)
+    name = sorted(before)[1]
+    (folder / f"log/rounds/round_2/{name}.png").unlink()
+    with pytest.raises(DatasetError, match=rf"within round 2.*1 label files are missing, first {name}\.png"):
+        fit(module_of(), data_of(), tmp_path / "within", checkpoint_of(folder, STEPS + 1))
+    resumed = module_of(network=tiny_network(seed=9))
+    fit(resumed, data_of(), tmp_path / "between", checkpoint_of(folder, STEPS))
+    assert "labels of round 2 are made anew" in caplog.text
+    np.testing.assert_array_equal(labels_in(tmp_path / "between", 2)[name], before[name])
+    assert torch.equal(resumed.student.classifier.weight, module.student.classifier.weight)
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '{"round": 2}', ""])
+def test_a_damaged_record_is_named(tmp_path, whole, caplog, content):
+    folder, _ = whole
+    (folder / "log/rounds/round_2/round.json").write_text(content)
+    with pytest.raises(DatasetError, match=r"within round 2.*round_2/round\.json: "):
+        fit(module_of(), data_of(), tmp_path / "within", checkpoint_of(folder, STEPS + 1))
+    fit(module_of(), data_of(), tmp_path / "between", checkpoint_of(folder, STEPS))
+    assert "made anew" in caplog.text
+    assert record_of(tmp_path / "between", 2)["images"] == 4
+
+
+def test_a_finished_run_says_so(tmp_path, whole, caplog):
+    folder, _ = whole
+    shutil.rmtree(folder / "log/rounds")  # not needed any more
+    trainer = fit(module_of(), data_of(), tmp_path / "again", checkpoint_of(folder, 2 * STEPS))
+    assert trainer.global_step == 2 * STEPS
+    assert "the run is finished: the checkpoint is of step 24, the last one" in caplog.text
+    assert not list((tmp_path / "again").rglob("*.png"))
+
+
+def test_an_image_is_decoded_and_put_through_the_network_once_a_round(monkeypatch):
+    decoded, passes = [], []
+    read, encode = EvaluationImages.__getitem__, TinyNetwork.encode
+
+    def count(self, index):
+        decoded.append(index)
+        return read(self, index)
+
+    def count_pass(self, inputs):
+        passes.append(self.training)
+        return encode(self, inputs)
+
+    monkeypatch.setattr(EvaluationImages, "__getitem__", count)
+    monkeypatch.setattr(TinyNetwork, "encode", count_pass)
+    fit(module_of(target_subset=3), data_of())
+    assert decoded[:4] == [0, 1, 2, 3]
+    assert len(decoded) == 4 + 3  # the second round looks at the three chosen ones alone
+    assert passes.count(False) == 2 * (4 + 3)  # mirrored too
+
+
+def test_a_full_disk_is_seen_before_the_second_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_uda.self_training.stored_logits.free_bytes", lambda folder: 5000)
+    message = r"round 1 can't be written.*found 0.0 MB free.*logits of 4 images.*Make room"
+    with pytest.raises(DatasetError, match=message):
+        fit(module_of(), data_of(), tmp_path)
+    assert not labels_in(tmp_path, 1)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lightning_uda.self_training.label_folder import LabelFolder
+from tests.self_training.test_rounds import data_of, fit, module_of
+
+LabelFolder.write = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+fit(module_of(), data_of(), Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_run_leaves_no_logits_behind(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, timeout=120)
+    assert killed.returncode == -9
+    assert (tmp_path / "log/rounds/round_1").is_dir()
+    fit(module_of(), data_of(), tmp_path)
+    left = {path.name for path in (tmp_path / "log/rounds").rglob("*") if path.suffix != ".png"}
+    assert left == {"round_1", "round_2", "round.json"}
+
+
+def test_one_target_image_will_do():
+    trainer = fit(module_of(num_rounds=1), data_of(target=TinyDataset(length=1, seed=2, has_labels=False)))
+    assert trainer.global_step == 3  # one image of each domain, three times, by 2
+
+
+def test_thresholds_are_float32_whatever_the_precision(tmp_path):
+    module, given = module_of(num_rounds=1), []
+    use = module.use_thresholds
+    module.use_thresholds = lambda thresholds: (given.append(thresholds), use(thresholds))
+    fit(module, data_of(), tmp_path, precision="bf16-true")
+    (thresholds,) = given
+    assert thresholds.dtype == torch.float32
+    values = [value for value in record_of(tmp_path, 1)["thresholds"] if value is not None]
+    assert values
+    assert thresholds[thresholds.isfinite()].tolist() == values
+    assert any(value != torch.tensor(value).bfloat16().item() for value in values)
+
+
+def test_progress_is_shown_by_whichever_callback_can():
+    shown = []
+
+    class Bar(Callback):
+        def follow(self, items, title, total):
+            shown.append((title, total))
+            yield from items
+
+    fit(module_of(num_rounds=1), data_of(), callbacks=[Bar()])
+    assert shown == [("threshold", 4), ("threshold", 4), ("labelling", 4)]

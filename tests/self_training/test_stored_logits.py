@@ -1,30 +1,47 @@
+import pytest
 import torch
 from torch import nn
 
-from lightning_uda.inference import MultiScale
+from lightning_uda.inference import MultiScale, SlidingWindow, StrideProbabilities, WholeImage
 from lightning_uda.self_training.stored_logits import StoredLogits
 
 
 class Counted(nn.Module):
-    passes = 0
+    def __init__(self):
+        super().__init__()
+        self.passes = 0
+        self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, image):
         self.passes += 1
         return torch.cat([image[..., ::4, ::4], -image[..., ::4, ::4]], dim=1).half()
 
 
-def test_later_looks_give_the_same_scores_without_running_the_network(tmp_path):
-    network, policy = Counted(), MultiScale(scales=(0.5, 1.0))
-    stored = StoredLogits(network, tmp_path)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        MultiScale(scales=(0.5, 1.0)),
+        SlidingWindow((12, 16), (4, 8), windows_per_batch=2),
+        StrideProbabilities(),
+        WholeImage((8, 8)),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_scores_are_had_again_without_network_and_pixels(tmp_path, policy):
+    network = Counted()
+    stored = StoredLogits(network, tmp_path, 3)
     images = torch.rand(3, 1, 3, 16, 24)
-    looks = []
-    for _ in range(2):
-        looks.append([])
-        for number, image in enumerate(images):
-            stored.show(number)
-            looks[-1].append(policy(stored, image, (16, 24)))
-    assert network.passes == 3 * 4  # two scales, mirrored too
-    for first, second, image in zip(*looks, images, strict=True):
-        assert torch.equal(first, second)
-        torch.testing.assert_close(first, policy(network, image, (16, 24)), rtol=1e-2, atol=1e-3)
-    assert stored(images[0]).dtype == torch.float32
+    first = []
+    for number, image in enumerate(images):
+        stored.show(number)
+        first.append(policy(stored, image, (16, 24)))
+    passes = network.passes
+    for number in (2, 0, 1, 0):
+        stored.show(number)
+        again = policy(stored, torch.empty(1, 3, 16, 24, device="meta"), (16, 24))
+        assert torch.equal(first[number], again)
+        assert again.dtype == torch.float32
+    assert network.passes == passes
+    torch.testing.assert_close(first[1], policy(network, images[1], (16, 24)), rtol=1e-2, atol=1e-3)
+    assert not list(tmp_path.iterdir())
+    stored.close()

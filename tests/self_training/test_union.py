@@ -3,8 +3,8 @@ import pytest
 
 from lightning_uda.data.streams import PairedStreams
 from lightning_uda.data.transforms import TrainTransform
-from lightning_uda.self_training.mining import ScaledCrop
-from lightning_uda.self_training.union import RoundPlan, UnionPart, UnionStream
+from lightning_uda.self_training.scaled_crop import ScaledCrop
+from lightning_uda.self_training.union import UnionPart, UnionStream
 from tests.fixtures.tiny import TinyDataset
 
 
@@ -68,11 +68,3 @@ def test_batches_end_with_the_round(rank, world_size):
     batches = list(paired)
     assert len(batches) == 16 // (2 * world_size)
     assert batches[0]["union"]["is_target"].shape == (2,)
-
-
-def test_the_plan_of_rounds():
-    plan = RoundPlan.of([1253, 1316, 1379], epochs_per_round=2, images_per_step=2)
-    assert plan.first_steps == (0, 1253, 2569, 3948)  # the MXNet program drops each epoch's last batch: 3946
-    assert [plan.round_of(step) for step in (0, 1252, 1253, 3947, 3948)] == [0, 0, 1, 2, 2]
-    assert plan.positions(1) == (2506, 5138)
-    assert RoundPlan.of([5], 1, 4).first_steps == (0, 2)

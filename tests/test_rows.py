@@ -1,0 +1,110 @@
+"""A row's file gives that row whatever was set before it: it names every part in which rows differ."""
+
+from functools import lru_cache
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+from lightning_uda.methods import UDAModule
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+AXES = {"model.rounds": CONFIGS / "rounds"}
+"""Options whose files stand for rows, and where the files are."""
+
+SELF_TRAINING = [
+    path for path in sorted(CONFIGS.glob("experiment/*/*.yaml")) if "class_path: SelfTraining\n" in path.read_text()
+]
+OTHER_ROUNDS = {
+    "class_path": "SelfTrainingRounds",
+    "init_args": {
+        "num_rounds": 7,
+        "epochs_per_round": 5,
+        "portions": {"initial": "0.11", "step": "0.01", "maximum": "0.99"},
+        "thresholds": {
+            "class_path": "RadixSelect",
+            "init_args": {"scope": "global", "min_rank": 1, "threshold_cap": 0.5, "conf_stride": 9},
+        },
+        "inference": {
+            "class_path": "MultiScale",
+            "init_args": {
+                "base": {"class_path": "SlidingWindow", "init_args": {"crop": [8, 8], "stride": [4, 4]}},
+                "scales": [0.3],
+                "flip": False,
+                "average": "logits",
+            },
+        },
+        "source_images": {"class_path": "SourcePerTarget", "init_args": {"ratio": 9.0, "nested": False}},
+        "mining": {
+            **{"probability": 0.1, "share": 0.1, "num_rarest": 1},
+            **{"fallback": False, "source": True, "centres": "inside"},
+        },
+        "spatial_prior": {"size": [9, 9], "radius": 1, "sigma": 0.1, "over": "classes"},
+        "target_subset": 5,
+        "lr_round_factor": 0.1,
+    },
+}
+"""Every part set to something that no row has."""
+
+OTHER_ROW = {
+    "class_path": "SelfTraining",
+    "init_args": {
+        "rounds": OTHER_ROUNDS,
+        "loss": {"class_path": "HardLabels", "init_args": {"strict": True}},
+        "inference": {"class_path": "MultiScale", "init_args": {"scales": [0.1]}},
+    },
+}
+
+
+@lru_cache(maxsize=1)
+def parser():
+    made = ArgumentParser(exit_on_error=False)
+    made.add_subclass_arguments(UDAModule, "model")
+    return made
+
+
+@lru_cache(maxsize=64)
+def model_of(*options):
+    """What options of the method come to, merged in their order as the command line merges them."""
+    fixed = ["--model.network", "tests.fixtures.tiny.TinyNetwork", "--model.label_space", "camvid"]
+    found = parser().parse_args([*(str(option) for option in options), *fixed], with_meta=False).as_dict()["model"]
+    return {name: value for name, value in found["init_args"].items() if name != "source_checkpoint"}
+
+
+def pairs():
+    for option, folder in AXES.items():
+        for first, second in permutations(sorted(folder.glob("*.yaml")), 2):
+            yield pytest.param(option, first, second, id=f"{second.stem}-over-{first.stem}")
+
+
+@pytest.mark.parametrize(("option", "first", "second"), pairs())
+def test_a_rows_file_over_anothers_gives_its_row(option, first, second):
+    start = ["--model", "SelfTraining"] if option == "model.rounds" else []
+    merged = model_of(*start, f"--{option}", first, f"--{option}", second)
+    assert merged == model_of(*start, f"--{option}", second)
+    assert merged != model_of(*start, f"--{option}", first)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "rounds").glob("*.yaml")), ids=lambda path: path.stem)
+def test_rounds_name_every_part(path, tmp_path):
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(OTHER_ROW))
+    alone = model_of("--model", "SelfTraining", "--model.rounds", path)["rounds"]
+    assert model_of("--model", tmp_path / "other.yaml", "--model.rounds", path)["rounds"] == alone
+    named = yaml.safe_load(path.read_text())["init_args"]
+    assert {*OTHER_ROUNDS["init_args"]} == {*named} == {*alone["init_args"]} - {"accuracy"}
+
+
+@pytest.mark.parametrize("path", SELF_TRAINING, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_self_training_experiment_names_every_part(path, tmp_path, monkeypatch):
+    """Its rounds, loss and test-time inference; the network is another axis."""
+    model = yaml.safe_load(path.read_text())["model"]
+    del model["init_args"]["network"]
+    (tmp_path / "row.yaml").write_text(yaml.safe_dump(model))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(OTHER_ROW))
+    if isinstance(model["init_args"]["rounds"], str):
+        model["init_args"]["rounds"] = str(path.parent / model["init_args"]["rounds"])
+        (tmp_path / "row.yaml").write_text(yaml.safe_dump(model))
+    row = ["--model", tmp_path / "row.yaml"]
+    assert model_of("--model", tmp_path / "other.yaml", *row) == model_of(*row)
