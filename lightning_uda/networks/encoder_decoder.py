@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Auxiliary:
         weight: Weight of its loss.
     """
 
-    head: Head = field(default_factory=ASPP)
+    head: Head
     level: int = -2
     weight: float = 0.1
 
@@ -151,7 +151,7 @@ class EncoderDecoder(SegmentationNetwork):
         if not -levels <= level < levels:
             raise ValueError(
                 f"Auxiliary: found level={level}, but {type(self.backbone).__name__} has {levels} level(s), of strides "
-                f"{self.strides}. Give one of {-levels} to {levels - 1}, or a backbone with more levels."
+                f"{self.strides}. Give one from {-levels} to {levels - 1}, or a backbone with more levels."
             )
         return level % levels + 1
 

@@ -93,11 +93,6 @@ class CaffeResNet(Backbone):
             )
         return tensors
 
-    def notes(self) -> list[str]:
-        """How often `RepeatedSGD` updates the parameters."""
-        repeats = "/".join(map(str, _UPDATE_REPEATS.values()))
-        return [f"Updates of the backbone by RepeatedSGD: {repeats} per step (reference)"]
-
 
 class _Bottleneck(nn.Module):
     """Caffe-style residual block: the first 1x1 convolution carries the stride, the 3x3 one the dilation."""
