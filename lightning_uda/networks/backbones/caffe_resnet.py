@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class CaffeResNet(Backbone):
         stem_channels: Channels of the first convolution.
     """
 
-    saved_names = {"backbone.": "", "classifier.": "layer5."}  # noqa: RUF012  (declared in the base)
+    saved_names: ClassVar[Mapping[str, str]] = {"backbone.": "", "classifier.": "layer5."}
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class ResNet38(Backbone):
         stem_channels: Channels of the first convolution; all others are multiples of it.
     """
 
-    saved_names = {"backbone.layers.": "backbone."}  # noqa: RUF012  (declared in the base)
+    saved_names: ClassVar[Mapping[str, str]] = {"backbone.layers.": "backbone."}
 
     def __init__(self, stem_channels: int = 64) -> None:
         super().__init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import timm
 from torch import Tensor
@@ -28,7 +28,7 @@ class TimmCNN(Backbone):
         WeightsError: If weights can't be fetched.
     """
 
-    saved_names = {"backbone.model.": "backbone."}  # noqa: RUF012  (declared in the base)
+    saved_names: ClassVar[Mapping[str, str]] = {"backbone.model.": "backbone."}
 
     def __init__(
         self, name: str = "resnet50", pretrained: bool = False, output_stride: Literal[8, 16, 32] = 8, levels: int = 4

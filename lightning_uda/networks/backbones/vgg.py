@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import timm
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class VGG(Backbone):
         WeightsError: If weights can't be fetched.
     """
 
-    saved_names = {"backbone.": ""}  # noqa: RUF012  (declared in the base)
+    saved_names: ClassVar[Mapping[str, str]] = {"backbone.": ""}
 
     def __init__(self, name: str = "vgg16", pretrained: bool = False, fc_channels: int = 4096) -> None:
         vgg = _vgg(name, pretrained)
