@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from lightning_uda.callbacks import EMATeacher
 from lightning_uda.methods import DACS
 from lightning_uda.mixing import ClassMask, ConfidenceConsistency, paste, paste_tail, soft_paste
-from lightning_uda.networks import CaffeDeepLabV2, SegmentationNetwork
-from lightning_uda.networks.base import InputNormalization
+from lightning_uda.networks import CaffeDeepLabV2, Classifier, InputNormalization, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import BatchConfidence, pseudo_label
 from lightning_uda.resize import upsample
 from lightning_uda.step import Labels, to_float
@@ -310,19 +309,15 @@ class Answers(SegmentationNetwork):
     """Normalises images as a network does and answers them with given logits, one after the other."""
 
     def __init__(self, *logits: Tensor) -> None:
-        super().__init__(NUM_CLASSES, InputNormalization(naive.MEAN, (1, 1, 1)), 8, 1, "train")
+        super().__init__(NUM_CLASSES, InputNormalization(naive.MEAN, (1, 1, 1)), (8,), (3,), "train")
         self.answers = nn.ParameterList(nn.Parameter(z.clone()) for z in logits)
         self.calls = 0
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        """The images as they come."""
-        self.seen = inputs
-        return inputs
-
-    def classify(self, features: Tensor) -> Tensor:
-        """The next answer."""
+    def outputs(self, image: Tensor) -> Outputs:
+        """The next answer, and the images as they come."""
+        self.seen = self.normalized(image)
         self.calls += 1
-        return self.answers[(self.calls - 1) % len(self.answers)]
+        return Outputs((Classifier(self.answers[(self.calls - 1) % len(self.answers)]),), (self.seen,))
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """None that is trained."""

@@ -126,8 +126,7 @@ class UDACLI(LightningCLI):
     def _starts_from_random_weights(self) -> bool:
         model = self.config[self.subcommand]["model"]["init_args"]
         network = model["network"].get("init_args") or {}
-        given = network.get("weights"), network.get("pretrained"), model.get("source_checkpoint")
-        return "weights" in network and not any(given)
+        return "weights" in network and self.model.student.random_weights and not model.get("source_checkpoint")
 
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_uda.networks.base import Classifier, InputNormalization, Outputs, SegmentationNetwork
+from lightning_uda.networks.base import Classifier, InputNormalization, Outputs, SegmentationNetwork, parameter_group
 from lightning_uda.resize import upsample
 from lightning_uda.step import Labels, SoftLabels, Step, Term
 
@@ -80,14 +80,8 @@ class TwoHeads(SegmentationNetwork):
     window = (2, 4, 4, 8)
 
     def __init__(self):
-        super().__init__(3, InputNormalization((0,) * 3, (1,) * 3), 1, 3, "train")
+        super().__init__(3, InputNormalization((0,) * 3, (1,) * 3), (1,), (3,), "train")
         self.scale = nn.Parameter(torch.ones(2))
-
-    def encode(self, inputs):
-        raise AssertionError
-
-    def classify(self, features):
-        raise AssertionError
 
     def forward(self, image):
         return self.scale[0] * image
@@ -98,7 +92,7 @@ class TwoHeads(SegmentationNetwork):
         return Outputs((Classifier(self(image)), Classifier(detail, 0.25, self.window)), (image,))
 
     def parameter_groups(self):
-        return [{"name": "backbone", "params": list(self.parameters()), "lr_scale": 1.0}]
+        return [parameter_group("backbone", self.parameters())]
 
 
 def step_of(network, batch=None):

@@ -1,8 +1,18 @@
-"""Segmentation networks and the loading of their weights."""
+"""Segmentation networks, the backbones and heads they are made of, and the loading of their weights."""
 
-from lightning_uda.networks.base import BatchNormPolicy, InputNormalization, SegmentationNetwork
-from lightning_uda.networks.deeplab_v2 import ASPPClassifier, CaffeDeepLabV2, DeepLabV2
+from lightning_uda.networks.backbones import VGG, Backbone, CaffeResNet, ResNet38, TimmCNN
+from lightning_uda.networks.base import (
+    BatchNormPolicy,
+    Classifier,
+    InputNormalization,
+    Outputs,
+    SegmentationNetwork,
+    parameter_group,
+)
+from lightning_uda.networks.deeplab_v2 import CaffeDeepLabV2, DeepLabV2
+from lightning_uda.networks.encoder_decoder import Auxiliary, EncoderDecoder
 from lightning_uda.networks.fcn8s import FCN8s
+from lightning_uda.networks.heads import ASPP, ASPPClassifier, DilatedConvolutions, Head, LevelScores
 from lightning_uda.networks.weights import (
     Entry,
     LoadReport,
@@ -14,18 +24,32 @@ from lightning_uda.networks.weights import (
 from lightning_uda.networks.wide_resnet38 import WideResNet38
 
 __all__ = [
+    "ASPP",
+    "VGG",
     "ASPPClassifier",
+    "Auxiliary",
+    "Backbone",
     "BatchNormPolicy",
     "CaffeDeepLabV2",
+    "CaffeResNet",
+    "Classifier",
     "DeepLabV2",
+    "DilatedConvolutions",
+    "EncoderDecoder",
     "Entry",
     "FCN8s",
+    "Head",
     "InputNormalization",
+    "LevelScores",
     "LoadReport",
+    "Outputs",
+    "ResNet38",
     "SegmentationNetwork",
+    "TimmCNN",
     "WeightsError",
     "WideResNet38",
     "copy_weights",
     "load_weights",
+    "parameter_group",
     "read_weights",
 ]

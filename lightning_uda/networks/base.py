@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
@@ -16,10 +16,9 @@ class Classifier(NamedTuple):
     """What one classifier of a network gave.
 
     Attributes:
-        logits: (N, C, h, w).
-        weight: Factor of its loss.
-        window: Part of the image that the logits cover: first row and column, height and width, in pixels of the
-            image; `None` for all of it.
+        logits: (N, num_classes, h, w), at the classifier's own resolution.
+        weight: Weight of its loss.
+        window: Top, left, height and width, in pixels of the image, of the part that the logits cover; `None`: all.
     """
 
     logits: Tensor
@@ -28,11 +27,11 @@ class Classifier(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a network gives in training.
+    """What a network gives for training.
 
     Attributes:
-        classifiers: Of every classifier that is to be taught; the first is the one that `forward` gives.
-        features: Feature levels (N, D, h, w), fine to coarse.
+        classifiers: All that is to be taught; the first is what `forward` gives.
+        features: Feature levels (N, channels, h, w), fine to coarse.
     """
 
     classifiers: tuple[Classifier, ...]
@@ -72,11 +71,16 @@ class SegmentationNetwork(nn.Module, ABC):
     Args:
         num_classes: Number of output channels.
         normalization: The input normalisation that the weights were trained with.
-        output_stride: Ratio of input to logit size.
-        feature_channels: Channels of the features before the classifier.
+        strides: Ratio of image to feature size of each feature level, fine to coarse.
+        channels: Channels of each feature level.
         batch_norm: "train" (batch statistics, trained scale and shift), "frozen_affine" (batch statistics, scale and
             shift fixed at their loaded values: DACS and its family), "frozen_statistics" (running statistics as loaded,
             trained scale and shift: CBST's ResNet-38) or "eval" (running statistics, all fixed).
+        align_corners: How logits are upsampled for the losses: yes for DeepLab-v2 and its family, no for DAFormer's.
+
+    Attributes:
+        random_weights: Whether the weights are those drawn at the start: neither a file nor another network's state
+            has been loaded since, and no pretrained backbone was fetched.
 
     Raises:
         ValueError: If `batch_norm` is none of these.
@@ -86,60 +90,40 @@ class SegmentationNetwork(nn.Module, ABC):
         self,
         num_classes: int,
         normalization: InputNormalization,
-        output_stride: int,
-        feature_channels: int,
+        strides: Sequence[int],
+        channels: Sequence[int],
         batch_norm: BatchNormPolicy,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         if batch_norm not in get_args(BatchNormPolicy):
             raise ValueError(f"Found batch_norm={batch_norm!r}; expected one of {get_args(BatchNormPolicy)}.")
         self.num_classes = num_classes
         self.normalization = normalization
-        self.output_stride = output_stride
-        self.feature_channels = feature_channels
+        self.strides = tuple(strides)
+        self.channels = tuple(channels)
         self.batch_norm = batch_norm
-
-    random_weights: bool = True
-    """Whether the weights are as they were drawn, rather than loaded."""
-
-    align_corners: bool = True
-    """Whether corners stay aligned when logits are upsampled; yes for DeepLab-v2 and its family."""
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels of the feature levels, fine to coarse."""
-        return (self.feature_channels,)
-
-    def notes(self) -> list[str]:
-        """Sentences on the network that a report of its training should show."""
-        return []
+        self.align_corners = align_corners
+        self.random_weights = True
+        self.register_load_state_dict_post_hook(_weights_were_loaded)  # type: ignore[no-untyped-call]
 
     @abstractmethod
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Features before the classifier, (N, feature_channels, h, w), of normalised (N, 3, H, W) inputs."""
-
-    @abstractmethod
-    def classify(self, features: Tensor) -> Tensor:
-        """Logits (N, num_classes, h, w) of features."""
+    def outputs(self, image: Tensor) -> Outputs:
+        """All that is to be taught, of RGB images (N, 3, H, W) in [0, 1], and the feature levels."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Trainable parameters as optimiser groups with `name`, `params`, `lr_scale` and `update_repeats`.
-
-        `name` is "backbone..." or "classifier"; the learning rate of a group is `lr_scale` times the base rate;
-        `update_repeats` is read by `RepeatedSGD` alone.
-        """
+        """Trainable parameters as optimiser groups with `name`, `params` and `lr_scale` (see `parameter_group`)."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
-        return self.classify(self.encode(self._normalized(image)))
+        return self.outputs(image).classifiers[0].logits
 
-    def outputs(self, image: Tensor) -> Outputs:
-        """Everything that is to be taught, of RGB images float (N, 3, H, W) in [0, 1]."""
-        features = self.encode(self._normalized(image))
-        return Outputs((Classifier(self.classify(features)),), (features,))
+    def notes(self) -> list[str]:
+        """What a reader of a run's report should know of the network, a sentence each."""
+        return []
 
-    def _normalized(self, image: Tensor) -> Tensor:
+    def normalized(self, image: Tensor) -> Tensor:
         """Network inputs, in the number format of the weights (which isn't float32 under `precision: bf16-true`)."""
         inputs: Tensor = self.normalization(image)
         return inputs.to(next(self.parameters()).dtype)
@@ -161,3 +145,22 @@ class SegmentationNetwork(nn.Module, ABC):
             for module in self.batch_norm_modules():
                 module.eval()
         return self
+
+
+def parameter_group(
+    name: str, parameters: Iterable[nn.Parameter], lr_scale: float = 1.0, **options: Any
+) -> dict[str, Any]:
+    """A group for an optimiser, of those parameters that are trained.
+
+    Args:
+        name: "backbone...", "classifier..." or "auxiliary...".
+        parameters: Trained and frozen ones.
+        lr_scale: Learning rate of the group as a multiple of the base rate.
+        options: Further keys, for the optimisers that know them (`weight_decay`; `update_repeats` of `RepeatedSGD`).
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return {"name": name, "params": trained, "lr_scale": lr_scale, **options}
+
+
+def _weights_were_loaded(network: SegmentationNetwork, _: object) -> None:
+    network.random_weights = False

@@ -15,7 +15,7 @@ class RepeatedSGD(torch.optim.Optimizer):
     The published programs list a parameter once for every module around it, and PyTorch then updated it once per
     entry: 1x the stem, 3x the blocks, 4x the shortcuts (DACS, as published). Each repeat does d = g + wd * p;
     v = momentum * v + d; p = p - lr * v with one buffer v. A group says its number as `update_repeats` (default 1);
-    the networks declare it in `parameter_groups`. With plain `torch.optim.SGD` that entry is not read.
+    `CaffeDeepLabV2` declares it in `parameter_groups`. With plain `torch.optim.SGD` that entry is not read.
 
     Args:
         params: Parameters or groups.

@@ -29,7 +29,6 @@ class ReplayFeatures(Replay):
     def __init__(self, answers, features=()):
         super().__init__(*answers)
         self.features = features
-        self.feature_channels = 8
 
     def outputs(self, image):
         logits = self(image)

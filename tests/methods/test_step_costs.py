@@ -16,7 +16,7 @@ from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.datasets import FolderDataset
 from lightning_uda.methods import DACS, DSP, MeanTeacher, NaiveClassMix
-from lightning_uda.networks.base import Classifier, InputNormalization, Outputs, SegmentationNetwork
+from lightning_uda.networks.base import Classifier, InputNormalization, Outputs, SegmentationNetwork, parameter_group
 from tests.fixtures.tiny import tiny_network
 from tests.methods.test_dacs import QUIET
 
@@ -27,25 +27,16 @@ class Leaf(SegmentationNetwork):
     """Answers every image with a parameter, so that no operation of a step is the network's."""
 
     def __init__(self):
-        super().__init__(19, InputNormalization((0,) * 3, (1,) * 3), 8, 32, "train")
+        super().__init__(19, InputNormalization((0,) * 3, (1,) * 3), (8,), (32,), "train")
         self.answers = nn.ParameterList(
             [nn.Parameter(torch.randn(2, 19, 9, 9)), nn.Parameter(torch.randn(2, 32, 9, 9))]
         )
 
-    def forward(self, image):
-        return self.answers[0]
-
     def outputs(self, image):
         return Outputs((Classifier(self.answers[0]),), (self.answers[1],))
 
-    def encode(self, inputs):
-        raise AssertionError
-
-    def classify(self, features):
-        raise AssertionError
-
     def parameter_groups(self):
-        return [{"name": "backbone", "params": list(self.parameters()), "lr_scale": 1.0}]
+        return [parameter_group("backbone", self.parameters())]
 
 
 def batch(device):

@@ -1,29 +1,27 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_uda.networks import InputNormalization, SegmentationNetwork
+from lightning_uda.networks import Classifier, InputNormalization, Outputs, SegmentationNetwork, parameter_group
 
 
 class TinyNetwork(SegmentationNetwork):
     def __init__(self, batch_norm: Any = "train") -> None:
-        super().__init__(2, InputNormalization((10.0, 20.0, 30.0), (2.0, 4.0, 5.0)), 1, 4, batch_norm)
+        super().__init__(2, InputNormalization((10.0, 20.0, 30.0), (2.0, 4.0, 5.0)), (1,), (4,), batch_norm)
         self.conv, self.norm, self.head = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
         self.apply_batch_norm_policy()
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        return self.norm(self.conv(inputs))
-
-    def classify(self, features: Tensor) -> Tensor:
-        return self.head(features)
+    def outputs(self, image: Tensor) -> Outputs:
+        features = self.norm(self.conv(self.normalized(image)))
+        return Outputs((Classifier(self.head(features)), Classifier(features, weight=0.5)), (features,))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        params = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [{"name": "backbone", "params": params, "lr_scale": 1.0, "update_repeats": 1}]
+        return [parameter_group("backbone", self.parameters())]
 
 
 @pytest.mark.parametrize(("order", "expected"), [("rgb", (20.5, 26.875, -6.0)), ("bgr", (-5.0, 26.875, 4.2))])
@@ -39,15 +37,36 @@ def test_normalization_leaves_no_trace_in_the_state_dict():
     assert not [name for name in TinyNetwork().state_dict() if "normalization" in name]
 
 
-def test_forward_normalizes_encodes_and_classifies():
+def test_forward_gives_the_logits_of_the_first_classifier():
     network = TinyNetwork().eval()
     image = torch.rand(2, 3, 5, 4)
 
-    logits, features = network.forward_features(image)
+    logits = network(image)
 
-    assert torch.equal(features, network.encode(network.normalization(image)))
-    assert torch.equal(logits, network.classify(features))
-    assert torch.equal(network(image), logits)
+    expected = network.head(network.norm(network.conv(network.normalization(image))))
+    assert torch.equal(logits, expected)
+    first, second = network.outputs(image).classifiers
+    assert torch.equal(first.logits, logits)
+    assert (first.weight, first.window, second.weight) == (1.0, None, 0.5)
+
+
+def test_networks_know_whether_their_weights_are_random():
+    network, other = TinyNetwork(), TinyNetwork()
+    assert network.random_weights
+    assert copy.deepcopy(network).random_weights
+
+    nn.ModuleDict({"student": network}).load_state_dict(nn.ModuleDict({"student": other}).state_dict())
+
+    assert not network.random_weights
+    assert not copy.deepcopy(network).random_weights
+    assert other.random_weights
+
+
+def test_groups_hold_trained_parameters_and_what_else_is_said():
+    network = TinyNetwork("frozen_affine")
+    group = parameter_group("backbone_first", [*network.conv.parameters(), network.norm.weight], 2.0, weight_decay=0.0)
+    assert [id(p) for p in group.pop("params")] == [id(network.conv.weight), id(network.conv.bias)]
+    assert group == {"name": "backbone_first", "lr_scale": 2.0, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize(

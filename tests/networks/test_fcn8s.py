@@ -56,9 +56,9 @@ def test_the_logits_are_those_of_three_added_scores(size):
 def test_size_and_number_of_weights_of_the_published_network():
     with torch.device("meta"):
         network = FCN8s(19)
-    logits, features = network.forward_features(torch.empty(1, 3, 500, 501, device="meta"))
-    assert logits.shape == (1, 19, 63, 63)
-    assert features.shape == (1, 256 + 512 + 4096, 63, 63)
+    (classifier,), features = network.outputs(torch.empty(1, 3, 500, 501, device="meta"))
+    assert classifier.logits.shape == (1, 19, 63, 63)
+    assert [level.shape for level in features] == [(1, 256, 63, 63), (1, 512, 32, 32), (1, 4096, 16, 16)]
     vgg16_without_its_classifier = 138_357_544 - 4_097_000
     scores = (256 + 512 + 4096) * 19 + 19
     assert sum(p.numel() for p in network.parameters()) == vgg16_without_its_classifier + scores
@@ -101,7 +101,7 @@ def hidden_layers():
 
 @pytest.mark.parametrize("origin", ["timm", "torchvision"])
 def test_imagenet_files_fill_all_but_the_classifier(origin, tmp_path):
-    features = {f"features.{name}": torch.rand_like(t) for name, t in small().features.state_dict().items()}
+    features = {f"features.{name}": torch.rand_like(t) for name, t in small().backbone.features.state_dict().items()}
     hidden = hidden_layers()
     if origin == "timm":
         tensors = {**{f"pre_logits.{name}": t for name, t in hidden.items()}, "head.fc.weight": torch.rand(10, 6)}
@@ -132,9 +132,9 @@ def test_pretrained_weights_come_with_the_hidden_layers(monkeypatch):
     vgg.pre_logits = ConvMlp(512, 6, 7)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, num_classes: vgg)
     network = FCN8s(4, "vgg11", pretrained=True, fc_channels=6)
-    assert torch.equal(network.pre_logits.fc1.weight, vgg.pre_logits.fc1.weight)
-    assert network.features is vgg.features
-    assert FCN8s(4, "vgg11", pretrained=True, fc_channels=8).pre_logits.fc1.weight.shape == (8, 512, 7, 7)
+    assert torch.equal(network.backbone.pre_logits.fc1.weight, vgg.pre_logits.fc1.weight)
+    assert network.backbone.features is vgg.features
+    assert FCN8s(4, "vgg11", pretrained=True, fc_channels=8).backbone.pre_logits.fc1.weight.shape == (8, 512, 7, 7)
 
 
 def test_missing_weights_and_other_backbones_are_refused(monkeypatch):

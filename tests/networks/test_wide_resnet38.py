@@ -67,9 +67,10 @@ def test_the_network_is_the_table():
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
         expected = reference(network.state_dict(), (image - mean) / std)
-        logits, features = network.forward_features(image)
+        (classifier,), (features,) = network.outputs(image)
+        logits = classifier.logits
     assert logits.shape == (1, 5, 6, 9)
-    assert features.shape == (1, network.feature_channels, 6, 9)
+    assert features.shape == (1, *network.channels, 6, 9)
     assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
@@ -88,8 +89,8 @@ def test_the_number_of_weights_is_the_published_one():
     ("size", "expected"), [((504, 504), (63, 63)), ((928, 1856), (116, 232)), ((90, 161), (12, 21))]
 )
 def test_output_size(size, expected):
-    logits, features = meta_network().forward_features(torch.empty(1, 3, *size, device="meta"))
-    assert logits.shape == (1, 19, *expected)
+    (classifier,), (features,) = meta_network().outputs(torch.empty(1, 3, *size, device="meta"))
+    assert classifier.logits.shape == (1, 19, *expected)
     assert features.shape == (1, 4096, *expected)
 
 
@@ -141,7 +142,7 @@ def test_shifts_have_twice_the_rate_and_no_decay():
 
 def imagenet_file(path):
     """As the conversions of the published weights are: no head, no counters, a classifier of its own."""
-    state = small().backbone.state_dict()
+    state = small().backbone.layers.state_dict()
     tensors = {name: torch.rand_like(t) for name, t in state.items() if not name.endswith("num_batches_tracked")}
     torch.save({**tensors, "fc8.weight": torch.zeros(20, 128, 1, 1)}, path)
     return tensors
@@ -153,7 +154,7 @@ def test_converted_imagenet_weights_load_as_they_are(tmp_path):
     assert {*names, "b7.bn_branch2b2.bias", "b6.conv_branch2b2.weight", "bn7.bias"} <= set(tensors)
     network = WideResNet38(5, stem_channels=2, weights=str(tmp_path / "a1.pth"), min_loaded=1.0)
     for name, tensor in tensors.items():
-        assert torch.equal(network.backbone.state_dict()[name], tensor), name
+        assert torch.equal(network.state_dict()[f"backbone.{name}"], tensor), name
 
 
 def test_a_checkpoint_of_the_network_loads_with_its_head(tmp_path):

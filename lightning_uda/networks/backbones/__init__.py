@@ -1,0 +1,9 @@
+"""Backbones: images in, feature levels out; one file each."""
+
+from lightning_uda.networks.backbones.base import Backbone
+from lightning_uda.networks.backbones.caffe_resnet import CaffeResNet
+from lightning_uda.networks.backbones.resnet38 import ResNet38
+from lightning_uda.networks.backbones.timm_cnn import TimmCNN
+from lightning_uda.networks.backbones.vgg import VGG
+
+__all__ = ["VGG", "Backbone", "CaffeResNet", "ResNet38", "TimmCNN"]

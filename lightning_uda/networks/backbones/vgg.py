@@ -1,0 +1,117 @@
+"""VGG made convolutional, its two hidden layers included (Long et al., CVPR 2015)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import timm
+from torch import Tensor, nn
+
+from lightning_uda.networks.backbones.base import Backbone
+from lightning_uda.networks.base import InputNormalization
+from lightning_uda.networks.weights import WeightsError
+
+_TORCHVISION = {"classifier.0.": "pre_logits.fc1.", "classifier.3.": "pre_logits.fc2."}
+
+
+class VGG(Backbone):
+    """A VGG of timm with three levels of strides 8, 16 and 32: pool3, pool4 and the hidden layers.
+
+    The two hidden fully connected layers become convolutions (7x7 and 1x1) with dropout of 0.5. Pooling rounds sizes
+    up, as Caffe's does, so that any input size works: n pixels give ceil(n / 8) features on the first level.
+
+    Args:
+        name: A VGG of timm: "vgg16", "vgg11_bn", ...
+        pretrained: Whether timm fetches its ImageNet weights (needs the network or timm's cache), with those of the
+            hidden layers if `fc_channels` is 4096.
+        fc_channels: Channels of the two hidden layers.
+
+    Raises:
+        ValueError: If it is no VGG of timm.
+        WeightsError: If weights can't be fetched.
+    """
+
+    saved_names: ClassVar[Mapping[str, str]] = {"backbone.": ""}
+
+    def __init__(self, name: str = "vgg16", pretrained: bool = False, fc_channels: int = 4096) -> None:
+        vgg = _vgg(name, pretrained)
+        pool3, pool4, pool5 = (level["num_chs"] for level in vgg.feature_info[2:5])
+        config = vgg.pretrained_cfg
+        super().__init__(
+            InputNormalization([255 * value for value in config["mean"]], [255 * value for value in config["std"]]),
+            strides=(8, 16, 32),
+            channels=(pool3, pool4, fc_channels),
+        )
+        self.features = _rounding_up(vgg.features)
+        self.pre_logits = _hidden_layers(pool5, fc_channels)
+        self.random_weights = not pretrained
+        fits = pretrained and vgg.pre_logits.fc2.out_channels == fc_channels
+        self._fetched_hidden_layers = vgg.pre_logits.state_dict() if fits else None
+
+    def initialize(self) -> None:
+        """He's initialisation of the hidden layers, unless theirs were fetched."""
+        for module in self.pre_logits:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(cast(Tensor, module.bias))
+        if self._fetched_hidden_layers is not None:
+            self.pre_logits.load_state_dict(self._fetched_hidden_layers)
+            self._fetched_hidden_layers = None
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Features of pool3, pool4 and the hidden layers, of normalised (N, 3, H, W) inputs."""
+        pooled = []
+        features = inputs
+        for layer in self.features:
+            features = layer(features)
+            if isinstance(layer, nn.MaxPool2d):
+                pooled.append(features)
+        return pooled[2], pooled[3], self.pre_logits(features)
+
+    def translate(self, tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+        """A state dict of torchvision's VGG with timm's names and shapes; any other as it is."""
+        renamed = {}
+        for name, tensor in tensors.items():
+            old = next((prefix for prefix in _TORCHVISION if name.startswith(prefix)), None)
+            if old is not None and tensor.ndim == 2:
+                side = 7 if old == "classifier.0." else 1
+                tensor = tensor.view(len(tensor), -1, side, side)
+            renamed[name if old is None else _TORCHVISION[old] + name.removeprefix(old)] = tensor
+        return renamed
+
+
+def _rounding_up(features: nn.Sequential) -> nn.Sequential:
+    for layer in features:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+    return features
+
+
+def _hidden_layers(in_channels: int, channels: int) -> nn.Sequential:
+    layers: list[tuple[str, nn.Module]] = [
+        ("fc1", nn.Conv2d(in_channels, channels, 7, padding=3)),
+        ("relu1", nn.ReLU(inplace=True)),
+        ("dropout1", nn.Dropout(0.5)),
+        ("fc2", nn.Conv2d(channels, channels, 1)),
+        ("relu2", nn.ReLU(inplace=True)),
+        ("dropout2", nn.Dropout(0.5)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _vgg(name: str, pretrained: bool) -> Any:
+    known = timm.list_models("vgg*")
+    if name.split(".")[0] not in known:
+        raise ValueError(f"Backbone {name!r}: FCN8s needs a VGG of timm, one of {', '.join(known)}.")
+    if not pretrained:
+        one_channel = 1 / 4096  # of hidden layers that nobody uses
+        return timm.create_model(name, pretrained=False, num_classes=0, mlp_ratio=one_channel)
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:
+        raise WeightsError(
+            f"Backbone {name!r}: timm couldn't get its ImageNet weights ({type(error).__name__}: {error}). Check the "
+            "connection, or download the state dict elsewhere and give its path as `weights` with pretrained=False."
+        ) from error

@@ -1,0 +1,172 @@
+"""A network of one backbone and a head, with auxiliary heads where a method wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_uda.networks.backbones import Backbone
+from lightning_uda.networks.base import BatchNormPolicy, Classifier, Outputs, SegmentationNetwork, parameter_group
+from lightning_uda.networks.heads import ASPP, Head
+from lightning_uda.networks.weights import copy_weights, read_weights
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """A further classifier, for training only.
+
+    Args:
+        head: What it is; it is given the levels up to `level`.
+        level: The feature level that it reads, counted as in Python's lists: -2 is the last but one.
+        weight: Weight of its loss.
+    """
+
+    head: Head
+    level: int = -2
+    weight: float = 0.1
+
+
+class EncoderDecoder(SegmentationNetwork):
+    """Any backbone with any head.
+
+    State dicts hold the parts as "backbone", "classifier" and "auxiliary", or under the names that published files of
+    the backbone have (`Backbone.saved_names`).
+
+    Groups: those of the backbone, "classifier" and, if there are any, "auxiliary"; the latter two with a rate of their
+    own.
+
+    Args:
+        num_classes: Number of output channels.
+        backbone: What makes the feature levels; the network takes it over.
+        head: What makes the logits of them.
+        auxiliary: Further classifiers that are taught beside the main one.
+        weights: Path of weights to load: a checkpoint of this network, or a state dict of the backbone alone with the
+            names it is published with. A classifier of other shape is skipped.
+        batch_norm: See `SegmentationNetwork`.
+        classifier_lr_scale: Learning rate of all classifiers as a multiple of the base rate.
+        min_loaded: Share (0-1) of the tensors outside the classifiers that `weights` has to provide.
+        align_corners: How logits are upsampled for the losses; `None` leaves it to the head.
+
+    Raises:
+        ValueError: If the head's settings don't go with the backbone's levels, or an auxiliary reads one that isn't
+            there.
+        WeightsError: If weights can't be read, don't fit, or are those of a network that only looks alike.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Backbone,
+        head: Head = ASPP(),
+        auxiliary: Sequence[Auxiliary] = (),
+        weights: str | None = None,
+        batch_norm: BatchNormPolicy = "train",
+        classifier_lr_scale: float = 10.0,
+        min_loaded: float = 0.9,
+        align_corners: bool | None = None,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            backbone.normalization,
+            backbone.strides,
+            backbone.channels,
+            batch_norm,
+            head.align_corners if align_corners is None else align_corners,
+        )
+        self.classifier_lr_scale = classifier_lr_scale
+        self.head = head
+        self.auxiliary_heads = tuple(auxiliary)
+        self.backbone = backbone
+        self.classifier = self._build(head, len(self.channels))
+        self.auxiliary = nn.ModuleList(self._build(each.head, self._given(each)) for each in auxiliary)
+        self.random_weights = backbone.random_weights
+        self.names = {name: name for name in ("backbone.", "classifier.", "auxiliary.")} | dict(backbone.saved_names)
+        self.register_state_dict_post_hook(_to_saved_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_saved_names)  # type: ignore[no-untyped-call]
+        backbone.initialize()
+        head.initialize(self.classifier)
+        for each, classifier in zip(auxiliary, self.auxiliary, strict=True):
+            each.head.initialize(classifier)
+        if weights is not None:
+            copy_weights(
+                self,
+                backbone.translate(read_weights(weights), weights),
+                source=weights,
+                min_share=min_loaded,
+                optional_prefixes=(self.names["classifier."], self.names["auxiliary."]),
+                prefix=self.names["backbone."],
+            )
+        self.apply_batch_norm_policy()
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Feature levels, fine to coarse, of RGB images (N, 3, H, W) in [0, 1]."""
+        levels: tuple[Tensor, ...] = self.backbone(self.normalized(image))
+        return levels
+
+    def decode(self, levels: Sequence[Tensor]) -> Tensor:
+        """Logits (N, num_classes, h, w) of the main classifier, of feature levels."""
+        logits: Tensor = self.classifier(levels)
+        return logits
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
+        return self.decode(self.encode(image))
+
+    def outputs(self, image: Tensor) -> Outputs:
+        """The main classifier's logits, then those of the auxiliary ones with their weights."""
+        levels = self.encode(image)
+        auxiliary = (
+            Classifier(classifier(levels[: self._given(each)]), each.weight)
+            for each, classifier in zip(self.auxiliary_heads, self.auxiliary, strict=True)
+        )
+        return Outputs((Classifier(self.decode(levels)), *auxiliary), levels)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of the backbone, "classifier" and "auxiliary" (`classifier_lr_scale` times the base rate)."""
+        groups = [
+            *self.backbone.parameter_groups(),
+            parameter_group("classifier", self.classifier.parameters(), self.classifier_lr_scale),
+        ]
+        if self.auxiliary_heads:
+            groups.append(parameter_group("auxiliary", self.auxiliary.parameters(), self.classifier_lr_scale))
+        return groups
+
+    def notes(self) -> list[str]:
+        """What the parts have to say, and which auxiliary classifiers there are."""
+        auxiliary = (
+            f"Auxiliary classifier: {type(each.head).__name__} of level {each.level}, weight {each.weight:g}"
+            for each in self.auxiliary_heads
+        )
+        return [*self.backbone.notes(), *self.head.notes(), *auxiliary]
+
+    def _build(self, head: Head, levels: int) -> nn.Module:
+        return head.build(self.channels[:levels], self.strides[:levels], self.num_classes)
+
+    def _given(self, auxiliary: Auxiliary) -> int:
+        """How many levels an auxiliary classifier is given."""
+        levels, level = len(self.channels), auxiliary.level
+        if not -levels <= level < levels:
+            raise ValueError(
+                f"Auxiliary: found level={level}, but {type(self.backbone).__name__} has {levels} level(s), of strides "
+                f"{self.strides}. Give one from {-levels} to {levels - 1}, or a backbone with more levels."
+            )
+        return level % levels + 1
+
+
+def _to_saved_names(network: EncoderDecoder, state: dict[str, Any], prefix: str, _: object) -> None:
+    _rename(state, prefix, network.names)
+
+
+def _from_saved_names(network: EncoderDecoder, state: dict[str, Any], prefix: str, *_: object) -> None:
+    _rename(state, prefix, {saved: module for module, saved in network.names.items()})
+
+
+def _rename(state: dict[str, Any], prefix: str, beginnings: Mapping[str, str]) -> None:
+    """Exchanges the longest beginning that is known of each name behind `prefix`, and keeps the order."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        inner = name.removeprefix(prefix)
+        old = max((each for each in beginnings if inner.startswith(each)), key=len, default="")
+        state[prefix + beginnings.get(old, "") + inner.removeprefix(old)] = state.pop(name)
