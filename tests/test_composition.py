@@ -1,4 +1,4 @@
-"""Parts of different papers compose by config alone: on the command line, in saved configs, in sweeps, in the report."""
+"""Parts of different papers compose by config alone: in options, saved configs, sweeps and the report."""
 
 import shlex
 from pathlib import Path
