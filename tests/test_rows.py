@@ -8,14 +8,25 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from lightning_uda.includes import allow_includes, resolve
 from lightning_uda.methods import UDAModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-AXES = {"model.rounds": CONFIGS / "rounds"}
+AXES = {"model": CONFIGS / "method", "model.rounds": CONFIGS / "rounds"}
 """Options whose files stand for rows, and where the files are."""
 
+allow_includes()
+
+
+def read(path):
+    """Content of a config file, with what it includes."""
+    return resolve(yaml.safe_load(path.read_text()), path.parent, yaml.safe_load)
+
+
 SELF_TRAINING = [
-    path for path in sorted(CONFIGS.glob("experiment/*/*.yaml")) if "class_path: SelfTraining\n" in path.read_text()
+    path
+    for path in sorted(CONFIGS.glob("experiment/*/*.yaml"))
+    if read(path)["model"].get("class_path") == "SelfTraining"
 ]
 OTHER_ROUNDS = {
     "class_path": "SelfTrainingRounds",
@@ -99,8 +110,9 @@ def test_rounds_name_every_part(path, tmp_path):
 @pytest.mark.parametrize("path", SELF_TRAINING, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_self_training_experiment_names_every_part(path, tmp_path, monkeypatch):
     """Its rounds, loss and test-time inference; the network is another axis."""
-    model = yaml.safe_load(path.read_text())["model"]
+    model = read(path)["model"]
     del model["init_args"]["network"]
+    model["init_args"]["optimizer"] = "torch.optim.SGD"
     (tmp_path / "row.yaml").write_text(yaml.safe_dump(model))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(OTHER_ROW))
     if isinstance(model["init_args"]["rounds"], str):
