@@ -53,9 +53,9 @@ class SelfTrainingRounds(Callback):
     A round is an epoch of the trainer. It begins when its loader is made, as the trainer fetches the first batch
     before it calls any hook of a callback. `trainer.max_steps` needn't be set: it becomes the steps of all rounds.
 
-    Runs resume within and between rounds. The round's labels can lie in the new run's folder, in the run folder that the
-    checkpoint lies in, or where they were when it was written; they are copied into the new run's folder. At the start
-    of a round labels that are missing or damaged are made anew; within a round they can't be.
+    Runs resume within and between rounds. The round's labels can lie in the new run's folder, in the run folder that
+    the checkpoint lies in, or where they were when it was written; they are copied into the new run's folder. At the
+    start of a round labels that are missing or damaged are made anew; within a round they can't be.
 
     The method must offer `student`, `use_thresholds(thresholds)`, called as soon as a round's thresholds are known and
     when a run resumes within it, `begin_round()`, called after that where a round begins, and

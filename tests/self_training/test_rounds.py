@@ -481,21 +481,21 @@ def test_a_finished_run_says_so(tmp_path, whole, caplog):
 
 def test_an_image_is_decoded_and_put_through_the_network_once_a_round(monkeypatch):
     decoded, passes = [], []
-    read, encode = EvaluationImages.__getitem__, TinyNetwork.encode
+    read, forward = EvaluationImages.__getitem__, TinyNetwork.forward
 
     def count(self, index):
         decoded.append(index)
         return read(self, index)
 
-    def count_pass(self, inputs):
+    def count_pass(self, image):
         passes.append(self.training)
-        return encode(self, inputs)
+        return forward(self, image)
 
     monkeypatch.setattr(EvaluationImages, "__getitem__", count)
-    monkeypatch.setattr(TinyNetwork, "encode", count_pass)
+    monkeypatch.setattr(TinyNetwork, "forward", count_pass)
     fit(module_of(target_subset=3), data_of())
     assert decoded[:4] == [0, 1, 2, 3]
-    assert len(decoded) == 4 + 3  # the second round looks at the three chosen ones alone
+    assert len(decoded) == 4 + 3  # the second round labels the three chosen ones alone
     assert passes.count(False) == 2 * (4 + 3)  # mirrored too
 
 
