@@ -184,6 +184,7 @@ class UDAModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Writes what a reader of the results should know into the run folder; shows what must not be missed."""
+        folder = self.trainer.log_dir if self.trainer.loggers else None  # all ranks have to ask together
         if not self.trainer.is_global_zero:
             return
         notes = self.notes()
@@ -191,10 +192,10 @@ class UDAModule(LightningModule):
             if note.startswith("warning: "):
                 text = note.removeprefix("warning: ")
                 rich.get_console().print(Panel(text, title="warning", style="yellow", title_align="left"))
-        if self.trainer.loggers and self.trainer.log_dir:
-            folder = Path(self.trainer.log_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / NOTES_FILE).write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
+        if folder is not None:
+            path = Path(folder) / NOTES_FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
 
     def notes(self) -> list[str]:
         """Sentences on how the run trains that its report shows; those that begin with "warning: " stand out."""
