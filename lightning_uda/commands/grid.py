@@ -25,7 +25,7 @@ _ROW_KEYS = {"title", "parent", "config", "command", "run", "options"}
 _KEYS = {"name", "seeds", "axes", "rows", "tables", "metrics", "control", "folds"} | _ROW_KEYS - {"title", "parent"}
 _COMMANDS = ("fit", "validate", "test")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_RUN_OF = re.compile(r"\{run:(\w+)\}")
+_RUN_OF = re.compile(r"\{run:([^{}]+)\}")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ def read_grid(
     _require_known(f"{path}", content, _KEYS)
     settings = {name: _row_settings(path, name, content) for name in content["rows"]}
     axes = {"seed": seeds or content.get("seeds") or [0], **(content.get("axes") or {})}
+    for axis, several in axes.items():
+        _require_list(f"{path}: {'seeds' if axis == 'seed' else axis}", several)
     wanted = _with_needed(path, settings, chosen)
     rows = {name: Row(str(settings[name].get("title") or name.replace("_", " ")), []) for name in wanted}
     for values in (dict(zip(axes, one, strict=True)) for one in itertools.product(*axes.values())):
@@ -205,8 +207,16 @@ def _row_settings(path: Path, name: str, content: Mapping[str, Any]) -> dict[str
         raise ValueError(f"{path}: row {name}: found {own!r}; expected settings, such as `config: FILE`, or nothing.")
     _require_known(f"{path}: row {name}", own, _ROW_KEYS)
     top = {key: content[key] for key in ("config", "command", "run") if key in content}
-    options = [*(content.get("options") or []), *(own.get("options") or [])]
-    settings = {"command": "fit", "run": "{row}/seed_{seed}", **top, **own, "options": [str(word) for word in options]}
+    options = [content.get("options") or [], own.get("options") or []]
+    for several in options:
+        _require_list(f"{path}: row {name}: options", several)
+    settings = {
+        "command": "fit",
+        "run": "{row}/seed_{seed}",
+        **top,
+        **own,
+        "options": [str(word) for word in sum(options, [])],
+    }
     if "config" not in settings:
         raise ValueError(f"{path}: row {name}: found no `config`; give one to the row, or one with {{row}} at the top.")
     if settings["command"] not in _COMMANDS:
@@ -272,6 +282,11 @@ def _require_distinct(path: Path, points: Sequence[Point]) -> None:
 def _require_known(where: str, found: Mapping[str, Any], known: set[str]) -> None:
     if unknown := sorted(map(str, found.keys() - known)):
         raise ValueError(f"{where}: found {unknown}; expected some of {sorted(known)}.")
+
+
+def _require_list(where: str, found: Any) -> None:
+    if not isinstance(found, list):
+        raise ValueError(f"{where}: found {found!r}; expected a list, such as [{found}].")
 
 
 def _require_row(where: str, name: str, settings: Mapping[str, Any]) -> None:
