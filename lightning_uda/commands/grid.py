@@ -215,7 +215,7 @@ def _row_settings(path: Path, name: str, content: Mapping[str, Any]) -> dict[str
         "run": "{row}/seed_{seed}",
         **top,
         **own,
-        "options": [str(word) for word in sum(options, [])],
+        "options": [str(word) for several in options for word in several],
     }
     if "config" not in settings:
         raise ValueError(f"{path}: row {name}: found no `config`; give one to the row, or one with {{row}} at the top.")

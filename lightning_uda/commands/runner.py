@@ -170,7 +170,7 @@ class Runner:
         while (point := self._next()) is not None:
             try:
                 ended_well = self._train(point, jobs)
-            except OSError as error:  # such as a full disk
+            except (OSError, ValueError) as error:  # such as a full disk, or a damaged stamp
                 rich.get_console().print(f"{point.name}: {error}", markup=False, soft_wrap=True)
                 ended_well = False
             with self._changed:
