@@ -3,7 +3,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := runs/demo
 SEEDS ?= 0 1 2
+JOBS ?= 1
 OPTIONS ?=
+ROW ?= cbst
+CITYSCAPES ?= data/cityscapes
+NTHU ?= data/nthu
+GRID := $(BIN)/lightning-uda grid configs/grids
+OVER_SEEDS = --seeds $(SEEDS) --jobs $(JOBS)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
@@ -47,67 +53,18 @@ type: $(READY)  ## Check types
 bench: $(READY)  ## Run the benchmarks, on a quiet machine (half an hour)
 	@for name in dacs_step dsp_step minicity_speed loading surroundings cbst_thresholds; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-TABLE := $(foreach seed,$(SEEDS),$(foreach row,dacs source_only oracle,runs/minicity/seed_$(seed)/$(row)/.done))
+table: $(READY)  ## MiniCity over the seeds SEEDS="0 1 2", mean and deviation; JOBS=2 runs two at once, fastest on two cores
+	$(GRID)/minicity_table.yaml $(OVER_SEEDS) -- $(OPTIONS)
 
-table: $(TABLE)  ## MiniCity over the seeds SEEDS="0 1 2", mean and deviation; OMP_NUM_THREADS=1 make -j2 table is fastest
-	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity/seed_$(seed))
+ablation: $(READY)  ## The rows of DACS's and DSP's tables on MiniCity; OPTIONS='--trainer.precision bf16-mixed' where that is fast (hours)
+	$(GRID)/minicity_ablation.yaml $(OVER_SEEDS) -- $(OPTIONS)
 
-runs/minicity/%/.done: | $(READY)
-	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
-	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity/$* \
-	  --trainer.callbacks+=ConfusionWriter $(OPTIONS)
-	@touch $@
+rounds: $(READY)  ## ST, CBST and CBST-SP on MiniCity from source-only checkpoints, 100 target images, mean and deviation
+	$(GRID)/minicity_rounds.yaml $(OVER_SEEDS) -- $(OPTIONS)
 
-ABLATION_ROWS := source_only mean_teacher naive_class_mix dacs dsp_hard_paste dsp_soft_paste dsp dsp_k0
-ABLATION := $(foreach seed,$(SEEDS),$(ABLATION_ROWS:%=seed_$(seed)/%/.done))
-
-ablation: $(ABLATION:%=runs/minicity/%) $(ABLATION:%=runs/minicity_bn/%)  ## The rows of DACS's and DSP's tables on MiniCity; OPTIONS='--trainer.precision bf16-mixed' where that is fast (hours)
-	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity/seed_$(seed)) --rows $(ABLATION_ROWS)
-	@echo "The same with BatchNorm statistics of target images; source-only is then AdaBN:"
-	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/minicity_bn/seed_$(seed)) --rows $(ABLATION_ROWS)
-
-runs/minicity_bn/%/.done: runs/minicity/%/.done | $(READY)
-	$(BIN)/lightning-uda validate --config configs/experiment/minicity/$(notdir $*).yaml \
-	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name minicity_bn/$* \
-	  --ckpt_path "$$(ls -t runs/minicity/$*/version_*/checkpoints/last.ckpt | head -1)" --trainer.callbacks+=AdaptBatchNorm $(OPTIONS)
-	@touch $@
-
-ROUND_ROWS := st cbst cbst_sp
-ROUNDS := $(foreach seed,$(SEEDS),$(foreach row,$(ROUND_ROWS),runs/rounds/seed_$(seed)/$(row)/.done))
-
-rounds: $(ROUNDS)  ## ST, CBST and CBST-SP on MiniCity from source-only checkpoints, 100 target images, mean and deviation
-	@$(BIN)/python benchmarks/minicity_table.py $(foreach seed,$(SEEDS),runs/rounds/seed_$(seed)) \
-	  --rows source_only $(ROUND_ROWS)
-
-define ROUND_RULES
-$(foreach row,$(ROUND_ROWS),runs/rounds/seed_$(1)/$(row)/.done): runs/rounds/seed_$(1)/source_only
-endef
-$(foreach seed,$(SEEDS),$(eval $(call ROUND_RULES,$(seed))))
-
-runs/rounds/seed_%/source_only: | runs/minicity/seed_%/source_only/.done
-	@mkdir -p $(dir $@)
-	@ln -sfn ../../minicity/seed_$*/source_only $@
-
-runs/rounds/%/.done: | $(READY)
-	$(BIN)/lightning-uda fit --config configs/experiment/minicity/$(notdir $*).yaml \
-	  --seed_everything $(subst seed_,,$(patsubst %/,%,$(dir $*))) --name rounds/$* \
-	  --model.source_checkpoint runs/rounds/$(dir $*)source_only --data.target.length 100 --data.num_workers 1 $(OPTIONS)
-	@touch $@
-
-ROW ?= cbst
-CITYSCAPES ?= data/cityscapes
-NTHU ?= data/nthu
-FOLDS := $(foreach city,rome rio tokyo taipei,$(foreach fold,0 1 2 3 4 5 6 7 8 9,runs/nthu_$(ROW)/$(city)_$(fold)/.done))
-
-nthu: $(FOLDS)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
-	$(BIN)/lightning-uda folds $(dir $(FOLDS)) --output runs/nthu_$(ROW)/folds.csv
-
-runs/nthu_$(ROW)/%/.done: | $(READY)
-	$(BIN)/lightning-uda fit --config configs/experiment/cityscapes_to_nthu/$(ROW).yaml --name nthu_$(ROW)/$* \
-	  --data.source.root $(CITYSCAPES) --data.target.root $(NTHU) --data.val.root $(NTHU) \
-	  $(foreach set,target val,--data.$(set).city $(firstword $(subst _, ,$*)) --data.$(set).fold $(lastword $(subst _, ,$*))) \
-	  --trainer.callbacks+=ConfusionWriter $(OPTIONS)
-	@touch $@
+nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
+	$(GRID)/nthu.yaml --rows $(ROW) --jobs $(JOBS) -- \
+	  --data.source.root $(CITYSCAPES) --data.target.root $(NTHU) --data.val.root $(NTHU) $(OPTIONS)
 
 clean:  ## Remove caches and the virtual environment, not the runs
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

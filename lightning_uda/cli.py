@@ -1,28 +1,25 @@
-"""The command line: `lightning-uda fit|validate|test|predict|data check|report|folds|sweep`."""
+"""The trainer's command line: `lightning-uda fit|validate|test|predict`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import sys
-import warnings
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import rich
 import torch
-from jsonargparse import DefaultHelpFormatter, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+import yaml
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
-from rich.text import Text
 
 import lightning_uda.callbacks
 import lightning_uda.datasets
@@ -31,34 +28,33 @@ import lightning_uda.networks
 import lightning_uda.optim
 import lightning_uda.terms  # noqa: F401  importing the rooms makes their classes known by their short names
 from lightning_uda.callbacks import IoUTable, PredictionWriter, StepProgressBar
-from lightning_uda.data.check import print_report, scan
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.data.dataset import DatasetError, Problem
 from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
-from lightning_uda.networks import WeightsError
 
-_EPILOG = """
-More commands:
-  data check --config FILE      look through the datasets of a config: counts, sizes, classes, every problem
-  report RUN [RUN ...]          one table and one HTML page of several runs
-  folds RUN [RUN ...]           the folds of cross-validation (NTHU) pooled, one run each
-  sweep FILE                    the runs of a W&B sweep file, one after another, without W&B
-"""
-
-_SETS = ("source", "target", "val", "test", "predict")
 _log = logging.getLogger(__name__)
-_QUIET = (
-    "The '.*_dataloader' does not have many workers",
-    "LightningCLI's args parameter is intended",
-    "Total length of `list` across ranks is zero",  # no validation set
-    "Found .* module\\(s\\) in eval mode at the start of training",  # a BatchNorm policy
-    "You're resuming from a checkpoint that ended before the epoch ended",  # the streams start at the trainer's step
-    ".*isinstance.treespec, LeafSpec.*",
-    "Experiment logs directory .* exists and is not empty",
-    "The dirpath has changed from",  # every run has a folder of its own
-)
+_load_yaml = get_loader("yaml")
+_QUOTED_OR_NONE = re.compile(r"""('[^']*'|"[^"]*")|(?<=[\[,:\s])None(?=[\]},])""")
+
+
+def load_value(text: str) -> Any:
+    """Reads a value of the command line, or a config file, as YAML in which `None` is null as `null` is.
+
+    The parser hands a nested option (`--model.rounds.mining null`) from class to class as Python's text of its value,
+    which the next class would read as the word "None". A quoted "None", and one inside a file, stays a word.
+
+    Args:
+        text: One value, or the content of a file.
+    """
+    if text.strip() == "None":
+        return None
+    if text.lstrip().startswith(("[", "{")) and "\n" not in text:
+        text = _QUOTED_OR_NONE.sub(lambda match: match[1] or "null", text)
+    return _load_yaml(text)
+
+
+set_loader("yaml", load_value, exceptions=(yaml.YAMLError,))
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -141,56 +137,13 @@ class UDACLI(LightningCLI):
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
 
-class DataCheckCLI(UDACLI):
-    """Parses a whole experiment config, but makes its data module only."""
-
-    def instantiate_classes(self) -> None:
-        """Makes `self.datamodule` without the datasets that can't be made; why not stands in `self.unusable`."""
-        self.unusable: dict[str, str] = {}
-        for name in _SETS:
-            try:
-                self._make_data(leave_out=[other for other in _SETS if other != name])
-            except (DatasetError, ValueError) as error:
-                self.unusable[name] = str(_cause(error))
-        self.datamodule = self._make_data(leave_out=self.unusable)
-
-    def _make_data(self, leave_out: Iterable[str]) -> UDADataModule:
-        data = self.config["data"].clone()
-        for name in leave_out:
-            data.init_args[name] = None
-        made: UDADataModule = self.parser.instantiate_classes(Namespace(data=data))["data"]  # type: ignore[no-untyped-call]
-        return made
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line; ends with a one-message error and exit status 1 where the user can mend the cause.
+def run_trainer(arguments: list[str], epilog: str = "") -> UDACLI:
+    """`fit`, `validate`, `test` and `predict`.
 
     Args:
-        args: Arguments without the program's name; `None` takes them from the command line.
+        arguments: Arguments without the program's name.
+        epilog: What `--help` says below the subcommands.
     """
-    arguments = list(sys.argv[1:] if args is None else args)
-    _set_up_messages()
-    try:
-        if arguments[:2] == ["data", "check"]:
-            sys.exit(check_data(arguments[2:]))
-        elif arguments[:1] == ["report"]:
-            report_runs(arguments[1:])
-        elif arguments[:1] == ["folds"]:
-            pool_folds(arguments[1:])
-        elif arguments[:1] == ["sweep"]:
-            from lightning_uda.commands.sweep import sweep_runs  # brings matplotlib, which training doesn't need
-
-            sweep_runs(arguments[1:])
-        else:
-            run_trainer(arguments)
-    except (DatasetError, WeightsError, OSError, ValueError, MisconfigurationException, UnpicklingError) as error:
-        if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
-            raise
-        sys.exit(_readable(error))
-
-
-def run_trainer(arguments: list[str]) -> UDACLI:
-    """`fit`, `validate`, `test` and `predict`."""
     allow_includes()
     return UDACLI(
         UDAModule,
@@ -200,7 +153,7 @@ def run_trainer(arguments: list[str]) -> UDACLI:
         seed_everything_default=0,
         parser_kwargs={
             "prog": "lightning-uda",
-            "epilog": _EPILOG,
+            "epilog": epilog,
             "formatter_class": HelpFormatter,
             **{name: {"usage": f"lightning-uda {name} --config FILE [options]"} for name in UDACLI.subcommands()},
         },
@@ -211,65 +164,17 @@ def run_trainer(arguments: list[str]) -> UDACLI:
     )
 
 
-def check_data(arguments: list[str]) -> int:
-    """`data check`: scans every dataset of a config and prints what it finds.
-
-    Args:
-        arguments: Options as for `fit`.
-
-    Returns:
-        Exit status: 0 if no dataset has a problem, else 1.
-    """
-    allow_includes()
-    cli = DataCheckCLI(
-        UDAModule,
-        UDADataModule,
-        seed_everything_default=0,
-        parser_kwargs={
-            "prog": "lightning-uda",
-            "usage": "lightning-uda data check --config FILE [options]",
-            "description": "Looks through the datasets of a config: counts, sizes, classes, every problem.",
-        },
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=arguments,
-        run=False,
-        auto_configure_optimizers=False,
-    )
-    cli.datamodule.setup("fit")
-    console, label_space, problems = rich.get_console(), cli.datamodule.label_space, len(cli.unusable)
-    for name, why in cli.unusable.items():
-        console.print(f"\n[bold]data.{name}[/bold]  [red]can't be read[/red]\n", Text(why), sep="")
-    for name, dataset in cli.datamodule.datasets.items():
-        found = scan(dataset, label_space)
-        if name in ("source", "target") and len(dataset) < cli.datamodule.batch_size:
-            what = f"{len(dataset)} images, fewer than one batch of {cli.datamodule.batch_size}"
-            found.problems.append(Problem(f"data.{name}", f"found {what}; add images or lower `batch_size`."))
-        print_report(name, found, label_space, console)
-        problems += len(found.problems)
-    return 1 if problems else 0
+def readable(error: BaseException) -> str:
+    """An error in one message: of the parser's account of a constructor's error, and of a worker's, its cause only."""
+    text = str(cause(error)).rpartition("DatasetError: ")[2].strip()
+    return f"error: {text}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
 
 
-def report_runs(arguments: list[str]) -> None:
-    """`report`: prints the table of several runs and writes their page."""
-    parser = argparse.ArgumentParser(prog="lightning-uda report", description=report_runs.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="Run folders; of one with versions the latest is taken.")
-    parser.add_argument("--output", type=Path, default=Path("runs/report.html"), help="The page to write.")
-    chosen = parser.parse_args(arguments)
-    from lightning_uda.report import report  # brings matplotlib, which training doesn't need
-
-    report(chosen.runs, chosen.output)
-
-
-def pool_folds(arguments: list[str]) -> None:
-    """`folds`: prints the scores of folds, one run each, and of their pooled matrices, and writes them as CSV."""
-    parser = argparse.ArgumentParser(prog="lightning-uda folds", description=pool_folds.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="Run folders with confusion_val.csv or confusion_test.csv.")
-    parser.add_argument("--output", type=Path, default=Path("runs/folds.csv"), help="The table to write.")
-    chosen = parser.parse_args(arguments)
-    from lightning_uda.report.folds import report_folds  # as above
-
-    report_folds(chosen.runs, chosen.output)
+def cause(error: BaseException) -> BaseException:
+    """Of the parser's account of a constructor's error that error, which itself says what is wrong."""
+    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _require_checkpoint(path: str) -> None:
@@ -289,31 +194,3 @@ def _require_checkpoint(path: str) -> None:
 
 def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
-
-
-def _readable(error: BaseException) -> str:
-    # Of a worker's error, the part after its traceback.
-    text = str(_cause(error)).rpartition("DatasetError: ")[2].strip()
-    return f"error: {text}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Of the parser's account of a constructor's error that error, which itself says what is wrong."""
-    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _set_up_messages() -> None:
-    """Shows what this package reports, and hides advertisements and warnings about what is done on purpose."""
-    for message in _QUIET:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)
-    log = logging.getLogger("lightning_uda")
-    log.setLevel(logging.INFO)
-    if not log.handlers:
-        log.addHandler(logging.StreamHandler())
-
-
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in ("Tip:", "TPU available", "`Trainer.fit` stopped"))

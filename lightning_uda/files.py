@@ -103,6 +103,12 @@ def free_name(path: Path, first: int = 1) -> Path:
     return next(name for name in named if not name.exists())
 
 
+def versions(folder: Path) -> list[Path]:
+    """Run folders `version_<n>` in a folder, in the order of their numbers; none where there is no such folder."""
+    numbered = {path: path.name.removeprefix("version_") for path in folder.glob("version_*") if path.is_dir()}
+    return sorted((path for path, n in numbered.items() if n.isdecimal()), key=lambda path: int(numbered[path]))
+
+
 def shown(results: Iterable[Result], title: str, count: int, progress: bool) -> Iterable[Result]:
     """Results under a progress bar on stderr, if wanted."""
     return track(results, title, count, console=Console(stderr=True), transient=True, disable=not progress)

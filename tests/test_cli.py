@@ -1,6 +1,9 @@
+import importlib
 import json
 import subprocess
 import sys
+import tomllib
+import typing
 from pathlib import Path
 
 import cv2
@@ -9,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from lightning_uda.cli import main, run_trainer
+from lightning_uda.__main__ import COMMANDS, main
+from lightning_uda.cli import load_value, run_trainer
 from tests.fixtures.tiny import TinyDataset
 
 ROOT = Path(__file__).parents[1]
@@ -235,8 +239,117 @@ def test_help_documents_the_arguments_of_a_method(capsys):
 
 
 def test_module_and_script_are_the_same_program():
-    script = [str(Path(sys.executable).with_name("lightning-uda"))]
-    for command in (script, [sys.executable, "-m", "lightning_uda"]):
-        result = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
-        for word in ("fit", "validate", "test", "predict", "\n  data check", "\n  report", "\n  folds", "\n  sweep"):
-            assert word in result.stdout
+    (script,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].items()
+    assert script == ("lightning-uda", f"{main.__module__}:main")
+    result = subprocess.run(
+        [sys.executable, "-m", "lightning_uda", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    for word in ("fit", "validate", "test", "predict", *(f"\n  {words} " for words in COMMANDS)):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_further_command_has_help_of_its_own(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*words.split(), "--help"])
+    assert end.value.code == 0
+    assert f"lightning-uda {words}" in capsys.readouterr().out
+
+
+def test_training_is_spared_the_imports_of_further_commands():
+    code = "import sys, lightning_uda.__main__; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = result.stdout.split()
+    assert "lightning_uda.methods.dacs" in loaded
+    assert [name for name in loaded if name.startswith(("lightning_uda.commands.", "lightning_uda.report"))] == []
+
+
+def printed_config(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *arguments, "--print_config"])
+    printed = capsys.readouterr()
+    assert not end.value.code, printed.err
+    return yaml.safe_load(printed.out)
+
+
+def optional_arguments(node, prefix):
+    """Names on the command line, and values, of all arguments below a node of a config that may be `null`."""
+    if not isinstance(node, dict) or "class_path" not in node:
+        return
+    module, name = node["class_path"].rsplit(".", 1)
+    hints = {}
+    for kind in reversed(getattr(importlib.import_module(module), name).__mro__[:-1]):
+        hints |= typing.get_type_hints(kind.__init__)
+    for argument, value in node.get("init_args", {}).items():
+        if type(None) in typing.get_args(hints.get(argument)):
+            yield f"{prefix}.{argument}", value
+        yield from optional_arguments(value, f"{prefix}.{argument}")
+
+
+def value_at(config, name):
+    for key in name.split("."):
+        config = config["init_args"][key] if "class_path" in config else config[key]
+    return config
+
+
+METHODS = "source_only ada_bn mean_teacher naive_class_mix distribution_alignment dacs dsp cbst_sp".split()
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_every_argument_that_may_be_null_can_be_made_so_on_the_command_line(row, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ["--config", f"configs/experiment/minicity/{row}.yaml"]
+    if row == "cbst_sp":
+        arguments += ["--model.rounds.mining", "RareClassMining"]
+    config = printed_config(capsys, *arguments)
+    found = dict(optional_arguments(config["model"], "model")) | dict(optional_arguments(config["data"], "data"))
+    assert len(found) > 5
+    parts = [name for name, value in found.items() if isinstance(value, dict)]
+    for names in ([name for name in found if name not in parts], parts):
+        names = [name for name in names if not any(name.startswith(f"{part}.") for part in names)]
+        changed = printed_config(capsys, *arguments, *(word for name in names for word in (f"--{name}", "null")))
+        assert {name: value_at(changed, name) for name in names} == dict.fromkeys(names)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "value"),
+    [
+        ("cbst_sp", "model.rounds.mining", "RareClassMining"),
+        ("cbst_sp", "model.rounds.spatial_prior", None),
+        ("cbst_sp", "model.rounds.target_subset", "10"),
+        ("cbst_sp", "model.rounds.thresholds.threshold_cap", "0.9"),
+        ("dsp", "model.feature_alignment.channels", "8"),
+        ("dsp", "model.network.weights", "None.ckpt"),
+    ],
+)
+def test_null_takes_back_what_was_given(row, name, value, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ["--config", f"configs/experiment/minicity/{row}.yaml"]
+    arguments += [] if value is None else [f"--{name}", value]
+    assert value_at(printed_config(capsys, *arguments), name) is not None
+    assert value_at(printed_config(capsys, *arguments, f"--{name}=null"), name) is None
+
+
+def test_null_inside_a_collection_of_the_command_line_stays_null(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    part = '{"class_path": "RadixSelect", "init_args": {"threshold_cap": null, "scope": "global"}}'
+    arguments = ["--config", "configs/experiment/minicity/cbst.yaml", "--model.rounds.thresholds", part]
+    thresholds = printed_config(capsys, *arguments)["model"]["init_args"]["rounds"]["init_args"]["thresholds"]
+    assert (thresholds["init_args"]["threshold_cap"], thresholds["init_args"]["scope"]) == (None, "global")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("None", None),
+        ("[None, 1, 'None']", [None, 1, "None"]),
+        (
+            "{'a': None, 'b': {'c': [None]}, 'd': 'is None, really'}",
+            {"a": None, "b": {"c": [None]}, "d": "is None, really"},
+        ),
+        ("{a: NoneSuch}", {"a": "NoneSuch"}),
+        ("name: None\nother: 1", {"name": "None", "other": 1}),
+    ],
+)
+def test_none_is_read_as_null_where_it_is_pythons_text(text, value):
+    assert load_value(text) == value

@@ -126,7 +126,7 @@ def test_axes_compose(axes, tmp_path, monkeypatch):
 
 def test_every_config_is_reached_by_a_test():
     folders = {path.parent.name for path in CONFIGS.rglob("*.yaml")} - {path.parent.name for path in EXPERIMENTS}
-    assert folders == {"data", "network", "method", "rounds", "schedule", "sweeps"}, "sweeps are those of test_sweep.py"
+    assert folders == {"data", "grids", "network", "method", "optimizer", "rounds", "schedule", "sweeps"}
     data = {path.name for path in (CONFIGS / "data").glob("*.yaml")}
     used = {line.split("/")[-1] for path in EXPERIMENTS for line in path.read_text().split() if "/data/" in line}
     assert data == used

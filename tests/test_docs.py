@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_uda.cli import main
+from lightning_uda.__main__ import main
 from tests.fixtures.official_layouts import make_bdd100k, make_cityscapes, make_gta5, make_nthu, make_synthia
 
 ROOT = Path(__file__).parents[1]

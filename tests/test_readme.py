@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lightning_uda.cli import main
+from lightning_uda.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
-import json
-import os
 import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,32 +15,14 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from lightning_uda.cli import run_trainer
+from lightning_uda.commands.runner import Point, Runner, load_run, split_options
 from lightning_uda.files import write_beside_older
-from lightning_uda.report import ReportError, Run, build_report, load_runs
+from lightning_uda.report import Run, build_report
 from lightning_uda.report.notes import print_notes
 from lightning_uda.tables import Row, console_table, csv_text, percent
 
-STAMP = "sweep_point.json"
-"""Name of the file that a run folder gets when its point is done; it holds the arguments of the run."""
-
 _KEYS = {"program", "name", "description", "project", "entity", "method", "metric", "parameters", "command"}
 _PROGRAMS = ("lightning-uda", "lightning_uda")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of a grid.
-
-    Attributes:
-        name: What tells it from the others, such as "beta=0.8"; the name of its folder.
-        values: Value of each parameter of the sweep file.
-        arguments: Arguments of `lightning-uda` that train it, without name and output folder.
-    """
-
-    name: str
-    values: Mapping[str, Any]
-    arguments: list[str]
 
 
 @dataclass(frozen=True)
@@ -79,7 +54,7 @@ def sweep_runs(arguments: list[str]) -> None:
         ValueError: If the file is no grid that can be run here.
         SystemExit: If options of a point are refused, a point fails, or the user stops the sweep.
     """
-    own, extra = _split(arguments)
+    own, extra = split_options(arguments)
     parser = argparse.ArgumentParser(
         prog="lightning-uda sweep",
         usage="%(prog)s FILE [options] [-- options of fit]",
@@ -90,26 +65,15 @@ def sweep_runs(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs"), help="Folder of all runs.")
     parser.add_argument("--dry-run", action="store_true", help="Show the points and their commands only.")
     chosen = parser.parse_args(own)
-    sweep, output, console = read_sweep(chosen.file, extra), chosen.output, rich.get_console()
-    to_do = [point for point in sweep.points if _finished_run(sweep, point, output) is None]
-    for point in to_do:
-        check_arguments(point)
+    sweep = read_sweep(chosen.file, extra)
+    runner = Runner(sweep.name, sweep.points, chosen.output)
+    runner.check(runner.to_do())
     if chosen.dry_run:
-        for point in sweep.points:
-            state = "to do" if point in to_do else "done"
-            command = shlex.join(["lightning-uda", *_arguments(sweep, point, output)])
-            console.print(f"{point.name} ({state}): {command}", soft_wrap=True, markup=False, highlight=False)
+        runner.show()
         return
-    failed = []
-    for number, point in enumerate(sweep.points, start=1):
-        title = f"{sweep.name} {number}/{len(sweep.points)}: {point.name}"
-        console.rule(f"{title}, done before" if point not in to_do else title, style="dim")
-        if point in to_do and not _train(sweep, point, output):
-            failed.append(point.name)
-    tabulate(sweep, output)
-    if failed:
-        what = f"{len(failed)} of {len(sweep.points)} points failed, {', '.join(failed)}"
-        sys.exit(f"error: {what}. Their messages are above. The same command tries them again.")
+    runner.run()
+    tabulate(sweep, runner, chosen.output / sweep.name)
+    runner.require_all()
 
 
 def read_sweep(path: Path, extra: Sequence[str] = ()) -> Sweep:
@@ -138,41 +102,29 @@ def read_sweep(path: Path, extra: Sequence[str] = ()) -> Sweep:
     before, after = _command(path, content)
     parameters = {name: _values(path, name, spec) for name, spec in content["parameters"].items()}
     swept = [name for name, spec in content["parameters"].items() if "values" in spec]
+    name = content.get("name") or path.stem
     points = []
     for combination in itertools.product(*parameters.values()):
         values = dict(zip(parameters, combination, strict=True))
         flags = [f"--{name}={value}" for name, value in values.items()]  # as W&B's agent writes them
-        points.append(Point(_point_name(swept, values), values, [*before, *flags, *after, *extra]))
+        point = _point_name(swept, values)
+        points.append(Point(point, f"{name}/{point}", values, [*before, *flags, *after, *extra]))
     names = [point.name for point in points]
     if doubles := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: found several points of one name: {doubles}; expected distinct `values`.")
     metric = (content.get("metric") or {}).get("name", "val/miou")
-    return Sweep(content.get("name") or path.stem, metric, points)
+    return Sweep(name, metric, points)
 
 
-def check_arguments(point: Point) -> None:
-    """Parses the arguments of a point as `fit` would.
-
-    Raises:
-        SystemExit: If they are refused; the parser has said why.
-    """
-    try:
-        with redirect_stdout(io.StringIO()):
-            run_trainer([*point.arguments, "--print_config"])
-    except SystemExit as end:
-        if end.code:
-            sys.exit(f"error: point {point.name} can't be run: lightning-uda {shlex.join(point.arguments)}")
-
-
-def tabulate(sweep: Sweep, output: Path) -> None:
+def tabulate(sweep: Sweep, runner: Runner, folder: Path) -> None:
     """Prints last and best value of each point, and writes `sweep.csv` and `report.html` into the sweep's folder.
 
     Tables and pages that are there already are kept as `<stem>.<n><suffix>`.
     """
-    folders = {point.name: _finished_run(sweep, point, output) for point in sweep.points}
-    runs = {name: _load(folder) for name, folder in folders.items()}
+    folders = {point.name: runner.folder(point) for point in sweep.points}
+    runs = {name: load_run(place) for name, place in folders.items()}
     rows = {name: _scores(run, sweep.metric) for name, run in runs.items()}
-    console, folder = rich.get_console(), output / sweep.name
+    console = rich.get_console()
     console.print(_table(sweep, rows))
     loaded = [run for run in runs.values() if run is not None]
     print_notes(loaded, console)
@@ -187,11 +139,6 @@ def tabulate(sweep: Sweep, output: Path) -> None:
         written.append(build_report([run.folder for run in loaded], folder / "report.html"))
     for path in written:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    return list(arguments[:end]), list(arguments[end + 1 :])
 
 
 def _command(path: Path, content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -222,41 +169,6 @@ def _point_name(swept: Sequence[str], values: Mapping[str, Any]) -> str:
     labels = short if len(set(short)) == len(short) else swept
     parts = [f"{label}={values[name]}" for label, name in zip(labels, swept, strict=True)]
     return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts)) or "run"
-
-
-def _arguments(sweep: Sweep, point: Point, output: Path) -> list[str]:
-    return [*point.arguments, "--output", str(output), "--name", f"{sweep.name}/{point.name}"]
-
-
-def _train(sweep: Sweep, point: Point, output: Path) -> bool:
-    """Trains a point in a process of its own; gives whether it ended well."""
-    folder = output / sweep.name / point.name
-    before = set(folder.glob("version_*"))
-    command = [sys.executable, "-m", "lightning_uda", *_arguments(sweep, point, output)]
-    try:
-        status = subprocess.run(command, env={"WANDB_MODE": "disabled", **os.environ}).returncode
-    except KeyboardInterrupt:
-        sys.exit(f"stopped in {point.name}; the same command goes on with it.")
-    new = set(folder.glob("version_*")) - before
-    if status or not new:
-        return False
-    (new.pop() / STAMP).write_text(json.dumps({"arguments": point.arguments}, indent=1) + "\n", encoding="utf-8")
-    return True
-
-
-def _finished_run(sweep: Sweep, point: Point, output: Path) -> Path | None:
-    """Run folder of a point that was trained to the end with these arguments."""
-    for stamp in (output / sweep.name / point.name).glob(f"version_*/{STAMP}"):
-        if json.loads(stamp.read_text(encoding="utf-8"))["arguments"] == point.arguments:
-            return stamp.parent
-    return None
-
-
-def _load(folder: Path | None) -> Run | None:
-    try:
-        return load_runs([folder])[0] if folder else None
-    except ReportError:
-        return None
 
 
 def _scores(run: Run | None, metric: str) -> tuple[float | None, float | None, int | None]:

@@ -1,4 +1,4 @@
-"""Checks of datasets: a full scan with a report, and the short check before training."""
+"""Checks of datasets: a full scan, and the short check before training."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 import numpy.typing as npt
-from rich.bar import Bar
 from rich.console import Console
 from rich.progress import track
-from rich.rule import Rule
-from rich.table import Table
-from rich.text import Text
 
 from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
 from lightning_uda.data.decoding import file_problem, size_mismatch, unlisted_ids
 from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 
 _LISTED_BEFORE_TRAINING = 10
-_LISTED_SIZES = 8
-_BAR_WIDTH = 24
 _NEEDS_RESIZE = "this dataset is known for it: set `resize` in the transform, which brings both to one size."
 
 Size = tuple[int, int]
@@ -108,30 +102,6 @@ def scan(
     return report
 
 
-def print_report(name: str, report: ScanReport, label_space: LabelSpace, console: Console) -> None:
-    """Prints a scan's report: sizes, a table of the classes, and every problem under its file.
-
-    Args:
-        name: Heading.
-        report: What `scan` found.
-        label_space: The label space of that scan.
-        console: Where to.
-    """
-    labels = f"{report.readable_labels} label maps" if report.has_labels else "no labels"
-    console.print(Rule(Text(name, style="bold"), align="left"))
-    console.print(f"{report.images} images ({report.readable_images} readable), {labels}", highlight=False)
-    console.print(_size_line(report.sizes), highlight=False)
-    if report.readable_images:
-        console.print("mean RGB: {:.0f} {:.0f} {:.0f} of 255".format(*report.mean_rgb), highlight=False)
-    if report.readable_labels:
-        console.print(_class_table(report, label_space))
-    _print_by_file("warnings", report.warnings, "yellow", console)
-    _print_by_file("problems", report.problems, "red", console)
-    files = len({problem.where for problem in report.problems})
-    verdict = f"{_count(len(report.problems), 'problem')} in {_count(files, 'file')}" if files else "no problems found"
-    console.print(Text(verdict, style="bold red" if files else "bold green"))
-
-
 def require_usable(
     datasets: Mapping[str, SegmentationDataset], batch_size: Mapping[str, int], unlabelled: Collection[str] = ()
 ) -> None:
@@ -153,9 +123,14 @@ def require_usable(
             checked[key] = dataset.check(labels=key[1])
         lines = [*_length_problem(dataset, batch_size.get(name, 1)), *_first_lines(checked[key])]
         if lines:
-            sections.append("\n".join([f"data.{name} ({_count(len(dataset), 'image')}):", *lines]))
+            sections.append("\n".join([f"data.{name} ({counted(len(dataset), 'image')}):", *lines]))
     if sections:
         raise DatasetError("\n".join(["The data can't be used as configured.", *sections]))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 image", "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _scan_pair(dataset: SegmentationDataset, index: int) -> _Scanned:
@@ -241,49 +216,10 @@ def _foreign_names(dataset: SegmentationDataset, label_space: LabelSpace) -> lis
     return [Problem("class map", what)]
 
 
-def _size_line(sizes: Counter[Size]) -> str:
-    parts = [f"{height} x {width}: {count}" for (height, width), count in sizes.most_common(_LISTED_SIZES)]
-    if len(sizes) > _LISTED_SIZES:
-        parts.append(f"and {len(sizes) - _LISTED_SIZES} more sizes")
-    return f"sizes (height x width: images): {', '.join(parts) or 'none'}"
-
-
-def _class_table(report: ScanReport, label_space: LabelSpace) -> Table:
-    table = Table("id", "", "class", "pixels %", "", "images", box=None, pad_edge=False)
-    for column in (0, 3, 5):
-        table.columns[column].justify = "right"
-    shares = report.class_shares
-    largest = max(float(shares.max()), 1e-12)
-    for i, name in enumerate(label_space.classes):
-        red, green, blue = label_space.palette[i]
-        swatch = Text("■", style=f"rgb({red},{green},{blue})")
-        bar = Bar(largest, 0, float(shares[i]), width=_BAR_WIDTH)
-        style = None if report.class_images[i] else "dim"
-        table.add_row(
-            str(i), swatch, Text(name), f"{100 * shares[i]:.2f}", bar, str(report.class_images[i]), style=style
-        )
-    pixels = int(report.class_pixels.sum()) + report.void_pixels
-    table.add_row("", "", "void (of all pixels)", f"{100 * report.void_pixels / pixels:.2f}", "", "", style="italic")
-    return table
-
-
-def _print_by_file(title: str, problems: list[Problem], color: str, console: Console) -> None:
-    if not problems:
-        return
-    console.print(Text(f"{title}:", style=f"bold {color}"))
-    by_file: dict[str, list[str]] = {}
-    for problem in problems:
-        by_file.setdefault(problem.where, []).append(problem.what)
-    for where, found in by_file.items():
-        console.print(Text(f"  {where}", style=color), soft_wrap=True)
-        for what in found:
-            console.print(Text(f"    {what}"), soft_wrap=True)
-
-
 def _length_problem(dataset: SegmentationDataset, batch_size: int) -> list[str]:
     if len(dataset) >= batch_size:
         return []
-    images = _count(len(dataset), "image")
+    images = counted(len(dataset), "image")
     return [f"  - found {images}, expected at least one batch of {batch_size}. Add images or lower `batch_size`."]
 
 
@@ -292,7 +228,3 @@ def _first_lines(problems: list[Problem]) -> list[str]:
     if (more := len(problems) - _LISTED_BEFORE_TRAINING) > 0:
         lines.append(f"  and {more} more; run `lightning-uda data check --config ...` for all.")
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

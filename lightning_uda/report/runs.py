@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lightning_uda.files import NOTES_FILE
+from lightning_uda.files import NOTES_FILE, versions
 from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
 from lightning_uda.metrics import CONFUSIONS, columns_of, evaluate, find_confusions, read_confusion
 from lightning_uda.metrics.columns import is_mean
@@ -120,9 +120,11 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
                 f"{sorted(set(runs[0].classes) ^ set(run.classes)) or 'their order'}. Report them separately."
             )
     titles = [run.title for run in runs]
-    for run, title in zip(runs, titles, strict=True):
-        if titles.count(title) > 1:
-            run.title = f"{title} ({run.folder.parent.name}/{run.folder.name})"
+    same = [run for run, title in zip(runs, titles, strict=True) if titles.count(title) > 1]
+    depths = range(2, 1 + max((len(run.folder.parts) for run in same), default=0))
+    depth = next((depth for depth in depths if len({run.folder.parts[-depth:] for run in same}) == len(same)), 2)
+    for run in same:
+        run.title += f" ({'/'.join(run.folder.parts[-depth:])})"
     return runs
 
 
@@ -179,12 +181,10 @@ def _version_folder(folder: Path) -> Path:
     """The folder itself if it is one of a run, else the latest version in it that trained."""
     if not folder.is_dir():
         raise ReportError(f"{folder} is no folder; expected a run folder, such as runs/demo/dacs.")
-    versions = sorted(
-        (path for path in folder.glob("version_*") if path.name[8:].isdigit()), key=lambda path: int(path.name[8:])
-    )
-    evaluated = [path for path in versions or [folder] if find_confusions(path)]
+    candidates = versions(folder) or [folder]
+    evaluated = [path for path in candidates if find_confusions(path)]
     if not evaluated:
-        raise ReportError(_no_evaluation(versions[-1] if versions else folder))
+        raise ReportError(_no_evaluation(candidates[-1]))
     trained = [path for path in evaluated if any(file.step for file in find_confusions(path))]
     return (trained or evaluated)[-1]
 

@@ -4,20 +4,21 @@ import csv
 import itertools
 import json
 import shlex
-import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from lightning_uda.cli import main
-from lightning_uda.commands import sweep as module
-from lightning_uda.commands.sweep import STAMP, read_sweep
+from lightning_uda.__main__ import main
+from lightning_uda.commands import runner
+from lightning_uda.commands.runner import STAMP, Runner
+from lightning_uda.commands.sweep import read_sweep
 from lightning_uda.tables import append_row
 from tests.report.test_report import CLASSES, write_evaluation
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 THRESHOLD = "model.init_args.pixel_weighting.init_args.threshold"
 
@@ -56,6 +57,16 @@ def write_sweep(path="sweep.yaml", **changes):
     return Path(path)
 
 
+@dataclass
+class Ended:
+    """A process that has ended."""
+
+    status: int
+
+    def wait(self, timeout=None):
+        return self.status
+
+
 @pytest.fixture
 def trainings(config, monkeypatch):
     """Trainings as commands only: each leaves a run folder whose mIoU is 100 times the threshold; 0.9 fails once."""
@@ -70,20 +81,20 @@ def trainings(config, monkeypatch):
         version.mkdir(parents=True)
         threshold = next(float(word.split("=")[1]) for word in command if word.startswith(f"--{THRESHOLD}="))
         if threshold == 0.9 and len(commands) == 2:
-            return subprocess.CompletedProcess(command, 1)
+            return Ended(1)
         for step, points in ((1, 3), (2, 0)):
             write_evaluation(version, step, [100 * threshold + points] * len(CLASSES))
         append_row(version / "metrics.csv", {"step": 1, "train/loss_source": 0.5})
-        return subprocess.CompletedProcess(command, 0)
+        return Ended(0)
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(runner.subprocess, "Popen", run)
     return commands
 
 
 @pytest.fixture
 def accepted(monkeypatch):
     """Spares the parsing of arguments, which other tests look at."""
-    monkeypatch.setattr(module, "check_arguments", lambda point: None)
+    monkeypatch.setattr(Runner, "check", lambda self, points: None)
 
 
 def parsed(arguments, capsys):
@@ -211,10 +222,12 @@ def test_other_options_train_anew_beside_the_old_runs(trainings, accepted):
 
 
 def test_stopping_is_no_traceback(config, accepted, monkeypatch):
-    def run(command, env):
-        raise KeyboardInterrupt
+    class Stopped:
+        def wait(self, timeout=None):
+            if timeout is None:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda command, env: Stopped())
     write_sweep()
     with pytest.raises(SystemExit, match=r"stopped in threshold=0.5; the same command goes on with it"):
         main(["sweep", "sweep.yaml"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_uda.cli import check_data, main
+from lightning_uda.__main__ import main
+from lightning_uda.commands.data_check import check_data
 from lightning_uda.data.check import scan
 from lightning_uda.datasets import BDD100K, GTA5, NTHU, SYNTHIA, Cityscapes
 from lightning_uda.label_spaces import CITYSCAPES, CITYSCAPES16, NTHU13

@@ -9,7 +9,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from lightning_uda.cli import main
+from lightning_uda.__main__ import main
 from lightning_uda.label_spaces import CITYSCAPES, NTHU13
 from lightning_uda.metrics import iou_per_class, keep_confusion, merge_predictions
 from lightning_uda.report import ReportError

@@ -354,6 +354,8 @@ def test_the_latest_version_that_trained_is_taken(tmp_path):
 def test_runs_of_one_name_are_told_apart(tmp_path):
     folders = [write_run(tmp_path / f"dacs/version_{version}", (20.0, 30.0), method="DACS") for version in (0, 1)]
     assert [run.title for run in load_runs(folders)] == ["DACS (dacs/version_0)", "DACS (dacs/version_1)"]
+    folders = [write_run(tmp_path / f"seed_{seed}/dacs/version_0", (20.0, 30.0), method="DACS") for seed in (0, 1)]
+    assert [run.title for run in load_runs(folders)] == [f"DACS (seed_{seed}/dacs/version_0)" for seed in (0, 1)]
 
 
 def test_of_a_step_evaluated_twice_the_latest_counts(tmp_path):

@@ -1,0 +1,21 @@
+"""`lightning-uda report`: one table and one page of several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lightning_uda.report import report
+
+
+def report_runs(arguments: list[str]) -> None:
+    """Prints the table of several runs and writes their page.
+
+    Args:
+        arguments: `RUN [RUN ...] [--output FILE]`.
+    """
+    parser = argparse.ArgumentParser(prog="lightning-uda report", description="Tabulates runs and writes their page.")
+    parser.add_argument("runs", nargs="+", type=Path, help="Run folders; of one with versions the latest is taken.")
+    parser.add_argument("--output", type=Path, default=Path("runs/report.html"), help="The page to write.")
+    chosen = parser.parse_args(arguments)
+    report(chosen.runs, chosen.output)

@@ -1,0 +1,177 @@
+"""The table of a grid: mean and deviation over seeds of each row, and its paired difference from a control row."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from lightning_uda.metrics import iou_column, mean_label
+from lightning_uda.metrics.columns import is_mean
+from lightning_uda.report.runs import Run
+from lightning_uda.tables import Row, console_table, csv_text
+
+BELOW_ONE = "classes_below_1"
+"""Metric: number of classes whose IoU stays below 1 %; classes that are absent don't count."""
+
+Seeds = Mapping[Hashable, Run]
+"""Runs of a row by what tells them from each other: their seed, and the values of further axes."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What is known of a number that was measured several times.
+
+    Attributes:
+        count: How often.
+        mean: Its mean; `None` if it was never measured.
+        deviation: Its standard deviation, that of a sample (divided by `count` - 1); `None` below two measurements.
+    """
+
+    count: int
+    mean: float | None
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of some values."""
+        mean = statistics.mean(values) if values else None
+        return cls(len(values), mean, statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of a row.
+
+    Attributes:
+        row: The row.
+        metric: The metric.
+        value: Over the seeds that measured it.
+        control: The row that it is compared with; `None` for that row itself.
+        difference: Row less control, over the seeds that measured both; `None` for the control itself.
+    """
+
+    row: str
+    metric: str
+    value: Spread
+    control: str | None
+    difference: Spread | None
+
+
+def score_rows(rows: Mapping[str, Seeds], metrics: Iterable[str], control: str) -> list[Score]:
+    """Scores of all rows.
+
+    Args:
+        rows: Runs of each row.
+        metrics: What to tabulate, as for `metric_of`.
+        control: The row that the others are compared with, seed by seed.
+
+    Returns:
+        For each row its metrics, in the order given. A class that is absent from labels and predictions of a run has no
+        IoU there, and the run doesn't count for it.
+    """
+    scores = []
+    measured = {
+        (row, metric): _measured(runs, metric) for metric in dict.fromkeys(metrics) for row, runs in rows.items()
+    }
+    for row in rows:
+        for metric in dict.fromkeys(name for _, name in measured):
+            values, others = measured[row, metric], measured.get((control, metric), {})
+            pairs = [value - others[seed] for seed, value in values.items() if seed in others]
+            compared = row != control
+            scores.append(
+                Score(
+                    row,
+                    metric,
+                    Spread.of(list(values.values())),
+                    control if compared else None,
+                    Spread.of(pairs) if compared else None,
+                )
+            )
+    return scores
+
+
+def metric_of(run: Run, metric: str) -> float | None:
+    """A metric of a run.
+
+    Args:
+        run: The run.
+        metric: A column of its evaluations, such as `miou`, of which the last counts, in percent; `classes_below_1`; or
+            a name with a slash, such as `train/tail_classes`, of which all logged values are averaged.
+
+    Returns:
+        The value; `None` where there is nothing to measure.
+    """
+    if metric == BELOW_ONE:
+        ious = [run.value(iou_column(name)) for name in run.classes]
+        return float(sum(iou < 1 for iou in ious if iou is not None))
+    if "/" in metric:
+        logged = run.curve(metric)[1]
+        return statistics.mean(logged) if logged else None
+    return run.value(metric)
+
+
+def scores_table(title: str, scores: Sequence[Score], titles: Mapping[str, str]) -> Table:
+    """The scores with a line for each row, and two columns for each metric: the value and the difference.
+
+    Args:
+        title: Heading.
+        scores: What `score_rows` gave.
+        titles: How rows are called, by their names.
+    """
+    control = next((score.control for score in scores if score.control), None)
+    most = max((score.value.count for score in scores), default=0)
+    columns, lines = ["row"], {score.row: [] for score in scores}  # type: tuple[list[str], dict[str, list[str]]]
+    for metric in dict.fromkeys(score.metric for score in scores):
+        columns += [metric_label(metric), *([f"vs. {titles[control]}"] if control else [])]
+    for score in scores:
+        difference = "" if score.difference is None else _text(score.difference, most, sign="+")
+        lines[score.row] += [_text(score.value, most), *([difference] if control else [])]
+    table = console_table(title, columns, [Row(titles[row], cells) for row, cells in lines.items()])
+    table.caption = f"Mean ± standard deviation over {most} run{'s' * (most != 1)}, differences seed by seed."
+    return table
+
+
+def scores_text(scores: Mapping[str, Sequence[Score]]) -> str:
+    """The scores of several tables as CSV, a line for each row and metric.
+
+    Args:
+        scores: Scores by the name of their table.
+
+    Returns:
+        Columns `table`, `row`, `metric`, `runs`, `mean`, `deviation`, `control`, `pairs`, `difference` and
+        `difference_deviation`; rounded to four places, empty where there is nothing.
+    """
+    columns = ["table", "row", "metric", "runs", "mean", "deviation", "control", "pairs", "difference"]
+    lines = []
+    for table, score in ((table, score) for table, several in scores.items() for score in several):
+        difference = _cells(score.difference) if score.difference else [None] * 3
+        lines.append([table, score.row, score.metric, *_cells(score.value), score.control, *difference])
+    return csv_text([*columns, "difference_deviation"], lines)
+
+
+def metric_label(metric: str) -> str:
+    """How tables call a metric: `mIoU (13)`, `road`, `classes below 1 %`, `train/tail_classes`."""
+    if metric == BELOW_ONE:
+        return "classes below 1 %"
+    return mean_label(metric) if is_mean(metric) else metric.removeprefix("iou_")
+
+
+def _measured(runs: Seeds, metric: str) -> dict[Hashable, float]:
+    values = {seed: metric_of(run, metric) for seed, run in runs.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _text(spread: Spread, most: int, sign: str = "") -> str:
+    """Such as "31.2 ± 0.8"; the number of runs follows where it isn't the table's."""
+    if spread.mean is None:
+        return "-"
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.1f}"
+    return f"{spread.mean:{sign}.1f}{deviation}" + (f" ({spread.count})" if spread.count != most else "")
+
+
+def _cells(spread: Spread) -> list[float | None]:
+    numbers = (None if value is None else round(value, 4) for value in (spread.mean, spread.deviation))
+    return [spread.count, *numbers]

@@ -1,0 +1,462 @@
+"""Grid files: rows x seeds, their runner and their tables."""
+
+import csv
+import itertools
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lightning_uda.__main__ import main
+from lightning_uda.commands import runner as module
+from lightning_uda.commands.grid import read_grid
+from lightning_uda.commands.runner import STAMP, Runner
+from lightning_uda.tables import append_row
+from tests.report.test_report import CLASSES, write_evaluation
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "configs/grids").glob("*.yaml"))
+AFTER_FIRST = "--model.source_checkpoint={run:first}"
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def write_grid(path="grid.yaml", **changes):
+    content = {
+        "name": "tiny",
+        "seeds": [0, 1],
+        "config": "{row}.yaml",
+        "run": "tiny/seed_{seed}/{row}",
+        "rows": {"first": None, "second": {"title": "Second row", "options": [AFTER_FIRST]}},
+    }
+    Path(path).write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return Path(path)
+
+
+MIOU = {("first", 0): 20.0, ("first", 1): 22.0, ("second", 0): 31.0, ("second", 1): 27.0}
+
+
+class Trainings(list):
+    """Commands; `results` has what a run does, by its name: fail (1), last seconds (a float), be stopped (an error)."""
+
+    def __init__(self):
+        super().__init__()
+        self.results = {}
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Trainings as commands only: each leaves a run folder with the mIoU of its row and seed."""
+
+    commands, lock = Trainings(), threading.Lock()
+
+    class Process:
+        def __init__(self, command, env, **streams):
+            self.command, self.env, self.streams = command, env, streams
+
+        def wait(self, timeout=None):
+            if timeout is not None:
+                return 1
+            options = dict(itertools.pairwise(self.command))
+            name = options["--name"]
+            with lock:
+                commands.append(self.command[3:])
+            result = commands.results.get(name, 0)
+            if isinstance(result, float):
+                time.sleep(result)
+            elif isinstance(result, type):
+                raise result
+            folder = Path(options["--output"]) / name
+            version = folder / f"version_{len(list(folder.glob('version_*')))}"
+            version.mkdir(parents=True)
+            if result == 1:
+                return 1
+            seed = next(int(word.split("=")[1]) for word in self.command if word.startswith("--seed_everything="))
+            miou = MIOU.get((folder.name, seed), 10.0 + seed)
+            write_evaluation(version, 2, [miou] * len(CLASSES))
+            append_row(version / "metrics.csv", {"step": 1, "train/loss_source": 0.5, "train/tail_classes": seed})
+            return 0
+
+    monkeypatch.setattr(module.subprocess, "Popen", Process)
+    monkeypatch.setattr(Runner, "check", lambda self, points: None)
+    return commands
+
+
+def runs_of(commands):
+    return [command[command.index("--name") + 1] for command in commands]
+
+
+def table(path="runs/tiny/table.csv"):
+    with Path(path).open() as file:
+        return {(row["row"], row["metric"]): row for row in csv.DictReader(file)}
+
+
+def test_rows_and_seeds_make_the_points_and_start_from_the_run_of_their_seed(trainings, capsys):
+    write_grid()
+    main(["grid", "grid.yaml", "--", "--trainer.max_steps", "1"])
+    assert runs_of(trainings) == [f"tiny/seed_{seed}/{row}" for seed in (0, 1) for row in ("first", "second")]
+    assert trainings[3] == [
+        *["fit", "--config=second.yaml", "--seed_everything=1"],
+        "--model.source_checkpoint=runs/tiny/seed_1/first/version_0",
+        *["--trainer.max_steps", "1", "--output", "runs", "--name", "tiny/seed_1/second"],
+    ]
+    out = capsys.readouterr().out
+    (line,) = (line.split() for line in out.splitlines() if line.strip().startswith("Second row"))
+    assert line == "Second row 29.0 ± 2.8 +8.0 ± 4.2".split()  # 31 and 27; 11 and 5 above the first row
+    assert out.splitlines()[-2:] == ["runs/tiny/table.csv", "runs/tiny/report.html"]
+
+
+def test_the_table_holds_mean_deviation_and_the_paired_difference(trainings):
+    write_grid(metrics=["miou", "train/tail_classes"])
+    main(["grid", "grid.yaml", "--seeds", "0", "1"])
+    row = table()["second", "miou"]
+    assert (float(row["mean"]), row["control"], row["runs"], row["pairs"]) == (29.0, "first", "2", "2")
+    assert float(row["deviation"]) == pytest.approx(np.std([31, 27], ddof=1), abs=1e-4)
+    assert float(row["difference"]) == 8.0
+    assert float(row["difference_deviation"]) == pytest.approx(np.std([11, 5], ddof=1), abs=1e-4)
+    assert table()["first", "miou"]["difference"] == ""
+    assert float(table()["second", "train/tail_classes"]["mean"]) == 0.5
+
+
+def test_a_named_control_and_tables_of_some_rows(trainings, capsys):
+    rows = {name: {"config": "first.yaml"} for name in ("first", "second", "third")}
+    write_grid(rows=rows, control="second", tables={"All": list(rows), "Others": ["first", "third"]})
+    main(["grid", "grid.yaml"])
+    with Path("runs/tiny/table.csv").open() as file:
+        found = [row for row in csv.DictReader(file) if row["metric"] == "miou"]
+    assert [(row["table"], row["row"], row["control"]) for row in found] == [
+        *[("All", "first", "second"), ("All", "second", ""), ("All", "third", "second")],
+        *[("Others", "first", ""), ("Others", "third", "first")],
+    ]
+    assert "All" in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_the_points_and_their_commands(trainings, capsys):
+    write_grid()
+    main(["grid", "grid.yaml", "--seeds", "3", "--dry-run", "--output", "out"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["first, seed 3 (to do)", "second, seed 3 (to do)"]
+    command = shlex.split(lines[1].split(": ", 1)[1])
+    assert command[:2] == ["lightning-uda", "fit"]
+    assert "--model.source_checkpoint=out/tiny/seed_3/first/version_?" in command
+    assert trainings == []
+    assert not Path("out").exists()
+
+
+def test_a_stopped_grid_goes_on_by_the_same_command(trainings, capsys):
+    write_grid()
+    trainings.results["tiny/seed_0/second"] = KeyboardInterrupt
+    with pytest.raises(SystemExit, match=r"stopped in second, seed 0; the same command goes on with it"):
+        main(["grid", "grid.yaml"])
+    assert runs_of(trainings) == ["tiny/seed_0/first", "tiny/seed_0/second"]
+    trainings.clear()
+    trainings.results.clear()
+    main(["grid", "grid.yaml"])
+    assert runs_of(trainings) == ["tiny/seed_0/second", "tiny/seed_1/first", "tiny/seed_1/second"]
+    assert "tiny 1/4: first, seed 0, done before" in capsys.readouterr().out
+    trainings.clear()
+    main(["grid", "grid.yaml"])
+    assert trainings == []
+    assert len(list(Path("runs/tiny").glob("*.csv"))) == 1, "an equal table isn't kept twice"
+
+
+def test_a_run_that_does_not_stop_with_its_grid_is_ended(trainings, monkeypatch):
+    class Deaf:
+        ended = False
+
+        def __init__(self, command, env):
+            pass
+
+        def wait(self, timeout=None):
+            raise KeyboardInterrupt if timeout is None else subprocess.TimeoutExpired("run", timeout)
+
+        def terminate(self):
+            Deaf.ended = True
+
+    monkeypatch.setattr(module.subprocess, "Popen", Deaf)
+    write_grid()
+    with pytest.raises(SystemExit, match="stopped in first, seed 0"):
+        main(["grid", "grid.yaml"])
+    assert Deaf.ended
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_a_failed_run_and_what_starts_from_it_are_named_and_passed_over(trainings, jobs, capsys):
+    rows = {"first": None, "second": {"options": [AFTER_FIRST]}, "third": {"options": ["--x={run:second}/y"]}}
+    write_grid(rows=rows, seeds=[0, 1])
+    trainings.results["tiny/seed_0/first"] = 1
+    with pytest.raises(SystemExit) as end:
+        main(["grid", "grid.yaml", "--jobs", jobs])
+    assert end.value.code == (
+        "error: 1 of 6 points failed, first, seed 0; passed over, as they start from these: second, seed 0, third, "
+        "seed 0. Their messages are above. The same command tries them again."
+    )
+    assert sorted(runs_of(trainings)) == sorted(
+        ["tiny/seed_0/first", *(f"tiny/seed_1/{row}" for row in ("first", "second", "third"))]
+    )
+    assert (table()["first", "miou"]["runs"], table()["second", "miou"]["mean"]) == ("1", "27.0")
+    trainings.results.clear()
+    main(["grid", "grid.yaml", "--jobs", jobs])
+    assert table()["third", "miou"]["runs"] == "2"
+    assert "--x=runs/tiny/seed_0/second/version_0/y" in next(
+        words for words in trainings if "tiny/seed_0/third" in words
+    )
+
+
+def test_what_starts_from_a_run_that_was_trained_anew_is_trained_anew(trainings):
+    write_grid(seeds=[0])
+    main(["grid", "grid.yaml"])
+    write_grid(seeds=[0], rows={"first": {"options": ["--x=1"]}, "second": {"options": [AFTER_FIRST]}})
+    main(["grid", "grid.yaml"])
+    assert len(trainings) == 4
+    assert "--model.source_checkpoint=runs/tiny/seed_0/first/version_1" in trainings[3]
+
+
+def test_chosen_rows_bring_those_that_they_start_from_but_tabulate_alone(trainings):
+    write_grid(seeds=[0], rows={"first": None, "second": {"options": [AFTER_FIRST]}, "third": None})
+    main(["grid", "grid.yaml", "--rows", "second"])
+    assert runs_of(trainings) == ["tiny/seed_0/first", "tiny/seed_0/second"]
+    assert {row for row, _ in table()} == {"second"}
+
+
+def test_a_parent_is_a_row_whose_name_and_run_others_may_use(trainings):
+    again = {"parent": "first", "command": "validate", "config": "{parent}.yaml", "run": "tiny_bn/{parent}_{seed}"}
+    again["options"] = ["--ckpt_path={run:{parent}}/checkpoints/last.ckpt"]
+    write_grid(rows={"first": None, "again": again}, seeds=[5], options=["--data.num_workers=0"])
+    main(["grid", "grid.yaml"])
+    assert trainings[1][:5] == [
+        *["validate", "--config=first.yaml", "--seed_everything=5", "--data.num_workers=0"],
+        "--ckpt_path=runs/tiny/seed_5/first/version_0/checkpoints/last.ckpt",
+    ]
+    assert runs_of(trainings)[1] == "tiny_bn/first_5"
+
+
+def test_further_axes_make_points_and_folds_are_pooled(trainings, monkeypatch):
+    pooled = []
+    monkeypatch.setattr("lightning_uda.commands.grid.report_folds", lambda runs, output: pooled.append((runs, output)))
+    axes = {"city": ["rome", "rio"], "fold": [0, 1]}
+    options = ["--data.val.city={city}", "--data.val.fold={fold}"]
+    write_grid(rows={"first": None}, seeds=[0], axes=axes, options=options, run="{row}/{city}_{fold}", folds=True)
+    main(["grid", "grid.yaml"])
+    places = ["rome_0", "rome_1", "rio_0", "rio_1"]
+    assert runs_of(trainings) == [f"first/{place}" for place in places]
+    assert trainings[2][3:5] == ["--data.val.city=rio", "--data.val.fold=0"]
+    assert pooled == [([Path(f"runs/first/{place}/version_0") for place in places], Path("runs/tiny/first_folds.csv"))]
+
+
+def test_several_jobs_run_at_once_in_one_thread_each_and_write_what_they_print_to_files(trainings, monkeypatch):
+    seen = []
+    train = Runner._train_in_process
+
+    def spy(self, point, place, jobs):
+        seen.append((time.monotonic(), point.run))
+        ended = train(self, point, place, jobs)
+        seen.append((time.monotonic(), point.run))
+        return ended
+
+    monkeypatch.setattr(Runner, "_train_in_process", spy)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    environments = []
+    popen = module.subprocess.Popen
+    monkeypatch.setattr(
+        module.subprocess, "Popen", lambda *a, **k: environments.append(k["env"]["OMP_NUM_THREADS"]) or popen(*a, **k)
+    )
+    write_grid()
+    trainings.results |= {f"tiny/seed_{seed}/first": 0.3 for seed in (0, 1)}
+    main(["grid", "grid.yaml", "--jobs", "2"])
+    order = [run for _, run in sorted(seen)]
+    assert set(order[:2]) == {"tiny/seed_0/first", "tiny/seed_1/first"}, "both started before one ended"
+    assert environments == ["1"] * 4
+    assert len(list(Path("runs/tiny").rglob("console_0.txt"))) == 4
+
+
+def test_two_grids_at_once_train_no_point_twice(trainings):
+    grid = read_grid(write_grid())
+    trainings.results |= {point.run: 0.2 for point in grid.points}
+    runners = [Runner(name, grid.points, Path("runs")) for name in ("one", "other")]
+    threads = [threading.Thread(target=runner.run) for runner in runners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(runs_of(trainings)) == sorted(point.run for point in grid.points)
+    assert all(runner.to_do() == runner.failed == [] for runner in runners)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": []}, "expected a grid file, with `rows`"),
+        ({"rows": {"a": {"optoins": []}}}, r"row a: found \['optoins'\]; expected some of \['command', 'config'"),
+        ({"sedes": [1]}, r"found \['sedes'\]; expected some of"),
+        ({"rows": {"a": "b.yaml"}}, "row a: found 'b.yaml'; expected settings"),
+        ({"rows": {"a": {"command": "predict"}}}, "row a: found command 'predict'; expected one of"),
+        (
+            {"run": "tiny/{row}"},
+            r"first, seed 0 and first, seed 1 are both called 'tiny/first'; tell them apart in `run`",
+        ),
+        ({"options": ["--x={sed}"]}, r"found \{sed\} in '--x=\{sed\}'; expected one of \['parent', 'row', 'seed'\]"),
+        (
+            {"rows": {"a": {"options": [AFTER_FIRST]}, "first": None}},
+            r"row a starts from 'first'; expected a row above",
+        ),
+        ({"rows": {"a": {"options": ["--x={run:a}"]}}}, r"row a starts from 'a'; expected a row above it: \[\]"),
+        ({"seeds": 3}, r"seeds: found 3; expected a list, such as \[3\]"),
+        ({"axes": {"fold": "a"}}, r"fold: found 'a'; expected a list, such as \[a\]"),
+        ({"options": "--x=1"}, r"row first: options: found '--x=1'; expected a list"),
+        ({"rows": {"a": {"options": ["--x={run:b-c}"]}}}, "row a starts from 'b-c'; expected a row above it"),
+        ({"tables": {"T": ["none"]}}, "tables and control: found no row 'none'"),
+        ({"control": "none"}, "tables and control: found no row 'none'"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_files_that_are_no_grid_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_grid(write_grid(**changes))
+
+
+def test_a_row_without_config_and_a_chosen_row_that_is_none_are_refused(capsys):
+    Path("grid.yaml").write_text("rows: {a: }")
+    with pytest.raises(ValueError, match="row a: found no `config`"):
+        read_grid(Path("grid.yaml"))
+    write_grid()
+    with pytest.raises(SystemExit, match=r"found no row 'none'; its rows are \['first', 'second'\]"):
+        main(["grid", "grid.yaml", "--rows", "none"])
+
+
+def write_config(name, batch_size=2, learning_rate=0.1):
+    dataset = {"class_path": "tests.fixtures.tiny.TinyDataset"}
+    data = {"label_space": "camvid", "source": dataset, "target": dataset, "val": dataset, "num_workers": 0}
+    last = {"class_path": "ModelCheckpoint", "init_args": {"filename": "last", "enable_version_counter": False}}
+    trainer = {"max_steps": 3, "val_check_interval": 3, "check_val_every_n_epoch": None, "log_every_n_steps": 1}
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": learning_rate}}
+    model = {"network": {"class_path": "tests.fixtures.tiny.TinyNetwork"}, "optimizer": optimizer}
+    content = {
+        "data": {"class_path": "UDADataModule", "init_args": data | {"batch_size": batch_size}},
+        "model": {"class_path": "SourceOnly", "init_args": model},
+        "trainer": trainer | {"callbacks": [last], "enable_progress_bar": False, "enable_model_summary": False},
+    }
+    Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def last_evaluation(row, seed):
+    """Scores of a run of the test below, as its files have them: NaN where a class is absent."""
+    (folder,) = (path.parent for path in Path(f"runs/tiny/seed_{seed}/{row}").glob(f"version_*/{STAMP}"))
+    with (folder / "iou.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    return {name: float(cell or "nan") for name, cell in last.items() if name.startswith(("miou", "iou_"))}
+
+
+def assert_spread(measured, count, mean, deviation):
+    """Cells of the table are those of the numbers that aren't NaN."""
+    present = measured[~np.isnan(measured)]
+    assert int(count) == len(present)
+    assert [mean == "", deviation == ""] == [len(present) < 1, len(present) < 2]
+    if len(present) > 0:
+        assert float(mean) == pytest.approx(present.mean(), abs=2e-4)
+    if len(present) > 1:
+        assert float(deviation) == pytest.approx(present.std(ddof=1), abs=2e-4)
+
+
+def test_a_grid_of_real_runs_with_a_failing_row_is_tabulated_by_what_the_runs_files_say(capsys):
+    write_config("slow", learning_rate=0.001)
+    write_config("fast", learning_rate=0.5)
+    write_config("broken", batch_size=30)
+    checkpoint = "--ckpt_path={run:fast}/checkpoints/last.ckpt"
+    rows = {
+        "slow": None,
+        "fast": None,
+        "again": {"command": "validate", "config": "fast.yaml", "options": [checkpoint]},
+        "broken": None,
+        "orphan": {"config": "slow.yaml", "options": ["--ckpt_path={run:broken}/checkpoints/last.ckpt"]},
+    }
+    write_grid(rows=rows)
+    with pytest.raises(SystemExit) as end:
+        main(["grid", "grid.yaml", "--jobs", "2"])
+    assert "2 of 10 points failed" in end.value.code
+    assert set(re.findall(r"\w+, seed \d", end.value.code)) == {
+        f"{row}, seed {seed}" for row in ("broken", "orphan") for seed in (0, 1)
+    }
+    assert "expected at least one batch of 30" in Path("runs/tiny/seed_0/broken/console_0.txt").read_text()
+    assert not list(Path().rglob("*.wandb"))
+
+    found = table()
+    scores = {row: [last_evaluation(row, seed) for seed in (0, 1)] for row in ("slow", "fast", "again")}
+    np.testing.assert_equal(scores["again"], scores["fast"])  # the checkpoint was evaluated once more
+    assert any(np.isnan(value) for value in scores["slow"][0].values()), "a class is absent"
+    for row, metric in itertools.product(scores, scores["slow"][0]):
+        values = np.array([scores[row][seed][metric] for seed in (0, 1)])
+        pairs = values - [scores["slow"][seed][metric] for seed in (0, 1)]
+        assert_spread(values, *(found[row, metric][name] for name in ("runs", "mean", "deviation")))
+        if row != "slow":  # the control
+            names = ("pairs", "difference", "difference_deviation")
+            assert_spread(pairs, *(found[row, metric][name] for name in names))
+    below = [sum(value < 1 for name, value in one.items() if name.startswith("iou_")) for one in scores["fast"]]
+    assert float(found["fast", "classes_below_1"]["mean"]) == statistics.mean(below)
+    assert Path("runs/tiny/report.html").is_file()
+
+
+def shipped_points(path, **options):
+    return read_grid(path, **options).points
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_grids_are_accepted_by_the_command_line(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    grid = read_grid(path, seeds=[0])
+    runner = Runner(grid.name, grid.points, Path("nowhere"))
+    runner.check(row.points[0] for row in grid.rows.values())
+    assert len(grid.rows) > 2
+
+
+def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    targets = {"table": "minicity_table", "ablation": "minicity_ablation", "rounds": "minicity_rounds", "nthu": "nthu"}
+    assert {path.stem for path in SHIPPED} == set(targets.values())
+    values = {
+        "SEEDS": "4 5",
+        "JOBS": "2",
+        "OPTIONS": "--trainer.max_steps 7",
+        "ROW": "st",
+        "CITYSCAPES": "c",
+        "NTHU": "n",
+    }
+    for target, name in targets.items():
+        make = ["make", "-n", "-o", ".venv/.ready", target, *(f"{key}={value}" for key, value in values.items())]
+        recipe = subprocess.run(make, capture_output=True, text=True, check=True).stdout
+        words = shlex.split(recipe.replace("\\\n", ""))
+        assert words[:3] == [".venv/bin/lightning-uda", "grid", f"configs/grids/{name}.yaml"]
+        assert words[words.index("--jobs") + 1] == "2"
+        place = words.index("--")
+        main([*words[1:place], "--output", "nowhere", "--dry-run", *words[place:]])
+        lines = capsys.readouterr().out.splitlines()
+        commands = [shlex.split(line.split(": ", 1)[1]) for line in lines]
+        for command in commands:
+            options = dict(itertools.pairwise(command))
+            assert options["--trainer.max_steps"] == "7"
+            if name == "nthu":
+                roots = [options[f"--data.{part}.root"] for part in ("source", "target", "val")]
+                assert roots == ["c", "n", "n"]
+        seeds = {word for command in commands for word in command if word.startswith("--seed_everything")}
+        assert seeds == ({"--seed_everything=0"} if name == "nthu" else {"--seed_everything=4", "--seed_everything=5"})
+        assert len(commands) == {"table": 6, "ablation": 32, "rounds": 8, "nthu": 40}[target]
+
+
+def test_rows_that_several_shipped_grids_train_are_the_same_runs():
+    grids = {path.stem: {p.run: p.arguments for p in shipped_points(path)} for path in SHIPPED if path.stem != "nthu"}
+    for one, other in itertools.combinations(grids.values(), 2):
+        shared = one.keys() & other.keys()
+        assert len(shared) >= 3
+        assert all(one[run] == other[run] for run in shared)
