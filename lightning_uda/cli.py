@@ -115,14 +115,7 @@ class UDACLI(LightningCLI):
             callbacks.append(PredictionWriter(Path(csv.log_dir) / "predictions"))
         if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:
             _log.warning("no --ckpt_path: the network is run as it was made, untrained unless it was given weights")
-        if self.subcommand == "fit" and run["ckpt_path"] is None and self._starts_from_random_weights():
-            _log.info("the network starts from random weights; --model.network.weights FILE gives it others")
         return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, **kwargs)
-
-    def _starts_from_random_weights(self) -> bool:
-        model = self.config[self.subcommand]["model"]["init_args"]
-        network = model["network"].get("init_args") or {}
-        return "weights" in network and self.model.student.random_weights and not model.get("source_checkpoint")
 
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""

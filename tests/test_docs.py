@@ -96,4 +96,4 @@ def test_the_own_method_and_term_of_the_page_train(module, loss, tmp_path, monke
     assert loss in capsys.readouterr().out
     run = tmp_path / "runs/own/version_0"
     assert "weight: 0.01" in (run / "config.yaml").read_text()
-    assert "the network started from random weights" in (run / "notes.txt").read_text()
+    assert "weights: random at the start" in (run / "notes.txt").read_text()

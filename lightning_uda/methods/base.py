@@ -192,6 +192,8 @@ class UDAModule(LightningModule):
             if note.startswith("warning: "):
                 text = note.removeprefix("warning: ")
                 rich.get_console().print(Panel(text, title="warning", style="yellow", title_align="left"))
+            else:
+                _log.info("%s", note)
         if folder is not None:
             path = Path(folder) / NOTES_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +204,7 @@ class UDAModule(LightningModule):
         network = self.student
         notes = [f"optimiser: {describe_updates(self.trainer.optimizers[0])}", *network.notes()]
         if network.random_weights and self.trainer.ckpt_path is None:
-            notes.append("the network started from random weights")
+            notes.append("weights: random at the start; --model.network.weights FILE gives others")
             if network.batch_norm != "train":
                 notes.append(
                     f"warning: The network starts from random weights, but its BatchNorm layers are partly fixed "
