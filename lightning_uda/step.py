@@ -160,12 +160,24 @@ class Step:
         view = self._show(name, image, labels, opacity)
         assert view.outputs is not None
         parts = [self._loss(part, labels, size_of(image)) for part in view.outputs.classifiers]
-        self.losses[f"loss_{name}"] = reduce(add, parts)
+        self.add_loss(name, reduce(add, parts))
         return view
 
     def look(self, name: str, image: Tensor) -> View:
         """Shows images to the student without teaching it; gradients flow to whatever a term makes of the view."""
         return self._show(name, image, (), None)
+
+    def add_loss(self, name: str, loss: Tensor) -> None:
+        """Adds a loss, a scalar, as `loss_<name>`.
+
+        Raises:
+            ValueError: If the step has one of that name already.
+        """
+        if f"loss_{name}" in self.losses:
+            raise ValueError(
+                f"Found a second loss {name!r} in a step that has {sorted(self.losses)}; rename one of them."
+            )
+        self.losses[f"loss_{name}"] = loss
 
     def translate(self, translation: Translation | None, image: Tensor, other: Tensor | None = None) -> Tensor:
         """Images as a translation changes them, or as they are where there is none.

@@ -141,3 +141,10 @@ def test_a_term_names_the_views_there_are():
     step.look("weak", torch.rand(1, 3, 8, 12))
     with pytest.raises(ValueError, match=r"Term: found no view 'mixed'; the method's step has \['weak'\]"):
         Term().view(step, "mixed")
+
+
+def test_two_losses_of_one_name_are_refused():
+    step = step_of(TwoHeads())
+    step.learn("source", torch.rand(1, 3, 8, 12), Labels(torch.zeros(1, 8, 12)))
+    with pytest.raises(ValueError, match=r"second loss 'source' in a step that has \['loss_source'\]"):
+        step.add_loss("source", torch.zeros(()))

@@ -24,7 +24,7 @@ from lightning_uda.files import NOTES_FILE
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, size_name
-from lightning_uda.networks.base import SegmentationNetwork
+from lightning_uda.networks.base import SegmentationNetwork, parameter_group
 from lightning_uda.optim import Poly, Schedule
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import resize_labels, size_of
@@ -132,7 +132,7 @@ class UDAModule(LightningModule):
         step = Step(batch, self.step_generator(batch_idx), self.student)
         self.algorithm(step)
         for name, term in self.terms.items():
-            step.losses[f"loss_{name}"] = cast(Term, term).weight * term(step)
+            step.add_loss(name, cast(Term, term).weight * term(step))
         loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
         self.last_views = {name: replace(view, outputs=None) for name, view in step.views.items()}
@@ -159,8 +159,11 @@ class UDAModule(LightningModule):
         return self.student
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over the network's parameter groups, its rates scaled by the schedule at every step."""
-        optimizer = self.optimizer(self.student.parameter_groups())
+        """Optimiser over the parameters of the network and of the terms, its rates scaled by the schedule."""
+        groups = self.student.parameter_groups()
+        if any(True for _ in self.terms.parameters()):
+            groups.append(parameter_group("terms", self.terms.parameters()))
+        optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
         max_steps = self.trainer.max_steps
@@ -203,9 +206,9 @@ class UDAModule(LightningModule):
         """Sentences on how the run trains that its report shows; those that begin with "warning: " stand out."""
         network = self.student
         notes = [f"optimiser: {describe_updates(self.trainer.optimizers[0])}", *network.notes()]
-        if network.random_weights and self.trainer.ckpt_path is None:
+        if network.random_weights:
             notes.append("weights: random at the start; --model.network.weights FILE gives others")
-            if network.batch_norm != "train":
+            if network.batch_norm != "train" and any(True for _ in network.batch_norm_modules()):
                 notes.append(
                     f"warning: The network starts from random weights, but its BatchNorm layers are partly fixed "
                     f"(batch_norm: {network.batch_norm}), as they should be with trained weights only. Give it weights "

@@ -11,9 +11,10 @@ from PIL import Image
 
 from lightning_uda.callbacks import IoUTable
 from lightning_uda.inference import MultiScale, SlidingWindow
-from lightning_uda.methods import DACS, SourceOnly, TeacherModule
+from lightning_uda.methods import DACS, DSP, SourceOnly, TeacherModule
 from lightning_uda.metrics import Scoring, iou_per_class, mean_iou
-from lightning_uda.optim import Poly
+from lightning_uda.optim import Constant, Poly
+from lightning_uda.step import Term
 from tests.fixtures.tiny import TinyDataset, TinyNetwork, tiny_data, tiny_network
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
@@ -233,3 +234,49 @@ def test_a_method_trains_on_plain_loaders_too():
     trainer = Trainer(max_steps=2, logger=False, enable_checkpointing=False, **QUIET)
     trainer.fit(DACS(network=tiny_network(), label_space="camvid"), data.train_dataloader())
     assert trainer.global_step == 2
+
+
+class Scaled(Term):
+    """A term with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__(weight=1.0)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, step):
+        return (self.scale * self.view(step, "source").logits).square().mean()
+
+
+def test_parameters_of_terms_are_trained_at_the_base_rate():
+    module = SourceOnly(tiny_network(), "camvid", terms={"scaled": Scaled()}, schedule=Constant())
+    trainer = Trainer(max_steps=2, logger=False, enable_checkpointing=False, **QUIET)
+    trainer.fit(module, datamodule=tiny_data(val=None))
+    assert module.terms["scaled"].scale != 1
+    assert [group["name"] for group in trainer.optimizers[0].param_groups] == ["backbone", "classifier", "terms"]
+    assert trainer.optimizers[0].param_groups[-1]["lr"] == 2.5e-4
+
+
+def test_two_terms_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="found a second term 'feature'; DSP has one of that name already"):
+        DSP(network=tiny_network(), label_space="camvid", terms={"feature": Scaled()})
+
+
+@pytest.mark.parametrize(("policy", "warned"), [("frozen_affine", True), ("eval", True), ("train", False)])
+def test_random_weights_under_fixed_batch_norm_are_warned_of(policy, warned, tmp_path, capsys):
+    module = SourceOnly(tiny_network(batch_norm=policy), "camvid")
+    logger = CSVLogger(tmp_path, name="", version="log")
+    trainer = Trainer(max_steps=1, logger=logger, enable_checkpointing=False, **QUIET)
+    trainer.fit(module, datamodule=tiny_data(val=None))
+    notes = (tmp_path / "log/notes.txt").read_text()
+    assert "weights: random at the start" in notes
+    assert ("warning: The network starts from random weights, but its BatchNorm" in notes) == warned
+    assert ("─ warning ─" in capsys.readouterr().out) == warned
+
+
+def test_loaded_weights_are_not_called_random(tmp_path):
+    network = tiny_network(batch_norm="eval")
+    network.load_state_dict(network.state_dict())
+    module = SourceOnly(network, "camvid")
+    logger = CSVLogger(tmp_path, name="", version="log")
+    Trainer(max_steps=1, logger=logger, enable_checkpointing=False, **QUIET).fit(module, datamodule=tiny_data(val=None))
+    assert (tmp_path / "log/notes.txt").read_text() == "optimiser: SGD, one update per step (clean)\n"
