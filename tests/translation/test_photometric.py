@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_uda.translation import ColorJitter, GaussianBlur, RandomApply, StrongAugmentation
+from lightning_uda.translation import ColorJitter, GaussianBlur, RandomApply, StrongAugmentation, Translation
 from lightning_uda.translation.photometric import JitterParameters, blur_kernel_size, color_jitter, gaussian_blur
 
 
@@ -63,6 +63,26 @@ def test_gates_are_shared_by_the_batch_and_met_as_often_as_asked():
     ]
     assert all(first == second for first, second in changed)
     assert sum(first for first, _ in changed) / 300 == pytest.approx(0.8, abs=0.07)
+
+
+class MeanOfTheOther(Translation):
+    """Fills images with the mean colour of the other domain's."""
+
+    def __call__(self, image, generator, other=None):
+        return other.mean(dim=(2, 3), keepdim=True).expand_as(image)
+
+
+def test_the_other_domain_reaches_a_translation_behind_a_gate():
+    image, other = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 5, 7)
+    translated = RandomApply(MeanOfTheOther(), p=1)(image, torch.Generator(), other)
+    torch.testing.assert_close(translated[..., 0, 0], other.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("translation", [ColorJitter(), GaussianBlur(), StrongAugmentation(jitter_p=1, blur_p=1)])
+def test_jitter_and_blur_ignore_the_other_domain(translation):
+    image, other = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    alone = translation(image, torch.Generator().manual_seed(0))
+    assert torch.equal(translation(image, torch.Generator().manual_seed(0), other), alone)
 
 
 def test_strong_augmentation_keeps_range_and_shape_and_may_lack_stages():
