@@ -78,7 +78,7 @@ def window_starts(whole: int, window: int, stride: int) -> list[int]:
 
 def _covered(starts: Sequence[int], window: int, whole: int) -> Tensor:
     """How many windows hold each pixel along a side, float32 (whole,)."""
-    covered = torch.zeros(whole)
+    covered = torch.zeros(whole, dtype=torch.float32)
     for start in starts:
         covered[start : start + window] += 1
     return covered
