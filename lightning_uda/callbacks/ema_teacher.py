@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 BufferPolicy = Literal["own", "copy", "average"]
@@ -16,6 +16,10 @@ class EMATeacher(Callback):
     """Moves `pl_module.teacher` towards `pl_module.student` after every optimiser step.
 
     Update i (counted from 0) uses alpha_i = min(1 - 1 / (i + 1), decay): the first one copies the student.
+
+    Parameters of a 16-bit type (`precision: bf16-true`) are too coarse to be averaged: a step of 1 - alpha of the
+    difference is rounded away, and the teacher would never move. Float32 copies of them are averaged instead, and the
+    teacher gets these rounded. The copies are in the checkpoint, so that a resumed run is exact.
 
     Args:
         decay: alpha, the share that the teacher keeps. 0 makes the teacher the student itself, which is the paper's
@@ -33,6 +37,7 @@ class EMATeacher(Callback):
         self.warmup = warmup
         self.buffers = buffers
         self.updates = 0
+        self._copies: dict[str, Tensor] = {}  # of the teacher's 16-bit tensors, by name
         self._last_step = 0
 
     def alpha(self, update: int) -> float:
@@ -42,18 +47,33 @@ class EMATeacher(Callback):
     @torch.no_grad()
     def update(self, student: nn.Module, teacher: nn.Module) -> None:
         """One update of all parameters, fused, and of the buffers as the policy says."""
-        alpha = self.alpha(self.updates)
-        average = get_ema_multi_avg_fn(alpha)  # type: ignore[no-untyped-call]
-        average(list(teacher.parameters()), list(student.parameters()), None)
+        mine, theirs = self._averaged(teacher), self._averaged(student)
+        self._copies = {name: self._copy(name, tensor) for name, tensor in mine.items() if tensor.itemsize < 4}
+        average = get_ema_multi_avg_fn(self.alpha(self.updates))  # type: ignore[no-untyped-call]
+        average(
+            [self._copies.get(name, tensor) for name, tensor in mine.items()],
+            [theirs[name].float() if name in self._copies else theirs[name] for name in mine],
+            None,
+        )
+        for name, copy in self._copies.items():
+            mine[name].copy_(copy)
         if self.buffers != "own":
-            pairs = list(zip(teacher.buffers(), student.buffers(), strict=True))
-            averaged = [pair for pair in pairs if self.buffers == "average" and pair[0].is_floating_point()]
-            copied = [pair for pair in pairs if self.buffers == "copy" or not pair[0].is_floating_point()]
-            if averaged:
-                average(*map(list, zip(*averaged, strict=True)), None)
-            for mine, theirs in copied:
-                mine.copy_(theirs)
+            for buffer, source in zip(teacher.buffers(), student.buffers(), strict=True):
+                if self.buffers == "copy" or not buffer.is_floating_point():
+                    buffer.copy_(source)
         self.updates += 1
+
+    def _averaged(self, network: nn.Module) -> dict[str, Tensor]:
+        """Parameters of a network, and its floating-point buffers if these are averaged too."""
+        buffers = network.named_buffers() if self.buffers == "average" else ()
+        return {**dict(network.named_parameters()), **{name: b for name, b in buffers if b.is_floating_point()}}
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        """Float32 copy of a 16-bit tensor, with what forward passes have changed in it since the last update."""
+        if name not in self._copies:
+            return tensor.float()
+        copy = self._copies[name].to(tensor.device)
+        return copy + (tensor.float() - copy.to(tensor.dtype).float())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts counting; checks that there is a teacher, alike the student but sharing nothing with it.
@@ -62,7 +82,7 @@ class EMATeacher(Callback):
             ValueError: If the method has none, or if they share storage or differ in structure.
         """
         if stage == "fit":
-            self.updates = 0
+            self.updates, self._copies = 0, {}
         student, teacher = getattr(pl_module, "student", None), getattr(pl_module, "teacher", None)
         if student is None or teacher is None:
             raise ValueError(
@@ -90,9 +110,9 @@ class EMATeacher(Callback):
             self.update(pl_module.student, pl_module.teacher)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of updates made, for exact resumption."""
-        return {"updates": self.updates}
+        """Number of updates made, and the float32 copies, for exact resumption."""
+        return {"updates": self.updates, "copies": self._copies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the number of updates made."""
-        self.updates = state_dict["updates"]
+        """Restores the number of updates made and the copies."""
+        self.updates, self._copies = state_dict["updates"], dict(state_dict.get("copies", {}))

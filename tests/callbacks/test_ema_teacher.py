@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
@@ -108,3 +108,94 @@ def test_a_method_without_teacher_or_with_a_shared_one_is_refused():
 def test_a_decay_that_is_no_share_is_refused():
     with pytest.raises(ValueError, match=r"found decay=1\.5"):
         EMATeacher(decay=1.5)
+
+
+class StudentHistory(Callback):
+    """Keeps the student's parameters after every step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.weights.append(flat(pl_module.student))
+
+
+def flat(network):
+    return torch.cat([p.detach().double().flatten() for p in network.parameters()])
+
+
+class SaveAt(Callback):
+    """Writes a checkpoint after some step."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def train_in(precision, steps, ema, *callbacks, resume=None):
+    module = DACS(
+        network=tiny_network(), label_space="camvid", optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05)
+    )
+    trainer = Trainer(max_steps=steps, accelerator="cpu", precision=precision, callbacks=[ema, *callbacks], **QUIET)
+    trainer.fit(module, datamodule=tiny_data(val=None), ckpt_path=resume)
+    return module
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_16_bit_teacher_moves_as_a_float32_one_would(precision):
+    kind = {"bf16-true": torch.bfloat16, "16-true": torch.float16}[precision]
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (nn.Linear(30, 40).to(kind).requires_grad_(False) for _ in range(2))
+    expected = flat(teacher)
+    start, ema = expected.clone(), EMATeacher(decay=0.999, warmup=False)
+    for _ in range(2000):
+        student.weight.add_(0.01 * torch.randn(student.weight.shape, generator=generator, dtype=torch.float32))
+        ema.update(student, teacher)
+        expected = 0.999 * expected + 0.001 * flat(student)
+    assert (flat(teacher) != start).double().mean() > 0.95
+    torch.testing.assert_close(flat(teacher), expected, rtol=torch.finfo(kind).eps / 2, atol=1e-5)
+
+
+def test_training_in_bfloat16_moves_the_teacher():
+    history = StudentHistory()
+    ema = EMATeacher(decay=0.99, warmup=False)
+    start = flat(tiny_network().bfloat16())
+    module, expected = train_in("bf16-true", 60, ema, history), start
+    assert next(module.teacher.parameters()).dtype == torch.bfloat16
+    for weights in history.weights:
+        expected = 0.99 * expected + 0.01 * weights
+    torch.testing.assert_close(flat(module.teacher), expected, rtol=2**-8, atol=1e-5)
+    far = (expected - start).abs() > 2**-7 * start.abs()
+    assert far.double().mean() > 0.3
+    assert (flat(module.teacher) != start)[far].all()
+
+
+def test_a_run_in_bfloat16_is_resumed_exactly(tmp_path):
+    path = tmp_path / "last.ckpt"
+    straight = train_in("bf16-true", 8, whole := EMATeacher(decay=0.99), SaveAt(4, path))
+    resumed = train_in("bf16-true", 8, again := EMATeacher(decay=0.99), resume=path)
+    assert torch.equal(flat(resumed.teacher), flat(straight.teacher))
+    assert again.state_dict()["updates"] == 8
+    found, expected = again.state_dict()["copies"], whole.state_dict()["copies"]
+    assert found.keys() == expected.keys() == {name for name, _ in straight.teacher.named_parameters()}
+    assert all(copy.dtype == torch.float32 and torch.equal(copy, expected[name]) for name, copy in found.items())
+
+
+def test_float32_training_keeps_no_copies():
+    train_in("32-true", 2, ema := EMATeacher())
+    assert ema.state_dict() == {"updates": 2, "copies": {}}
+
+
+def test_averaged_16_bit_buffers_keep_what_forward_passes_changed():
+    student, teacher = nn.BatchNorm2d(2).bfloat16(), nn.BatchNorm2d(2).bfloat16()
+    ema = EMATeacher(decay=0.999, warmup=False, buffers="average")
+    student.running_mean.fill_(1.0)
+    ema.update(student, teacher)
+    assert teacher.running_mean.tolist() == pytest.approx([0.001] * 2, rel=2**-8)
+    teacher.running_mean.add_(2.0)
+    ema.update(student, teacher)
+    expected = 0.999 * (0.001 + 2.0) + 0.001
+    assert ema.state_dict()["copies"]["running_mean"].tolist() == pytest.approx([expected] * 2, rel=2**-8)
