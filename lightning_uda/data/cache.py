@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -160,58 +159,41 @@ def build_caches(datasets: Iterable[CachedDataset], workers: int | None = None, 
 # Files
 
 
-class _Codec(Protocol):
+class _Codec(NamedTuple):
+    """A file format: its ending, an array as bytes, and the array of a file (`None` if the file is damaged)."""
+
     suffix: str
-
-    def write(self, path: Path, array: UInt8) -> None: ...
-
-    def read(self, path: Path, shape: tuple[int, ...]) -> UInt8 | None: ...
-
-    def bytes_needed(self, array: UInt8) -> int: ...
+    encode: Callable[[UInt8], bytes]
+    read: Callable[[Path, tuple[int, ...]], UInt8 | None]
 
 
-class _Png:
-    suffix = ".png"
-
-    def write(self, path: Path, array: UInt8) -> None:
-        path.write_bytes(self._encode(array))
-
-    def read(self, path: Path, shape: tuple[int, ...]) -> UInt8 | None:
-        """The array; `None` if the file is damaged."""
-        data = path.read_bytes()
-        try:
-            array = decode_png(data)
-        except ValueError:
-            return None
-        return array if array.shape == shape else None
-
-    def bytes_needed(self, array: UInt8) -> int:
-        return len(self._encode(array))
-
-    def _encode(self, array: UInt8) -> bytes:
-        pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
-        return cv2.imencode(".png", pixels, _PNG_PARAMETERS[array.ndim])[1].tobytes()
+def _encode_png(array: UInt8) -> bytes:
+    pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
+    return cv2.imencode(".png", pixels, _PNG_PARAMETERS[array.ndim])[1].tobytes()
 
 
-class _Raw:
-    suffix = ".raw"
-
-    def write(self, path: Path, array: UInt8) -> None:
-        path.write_bytes(np.ascontiguousarray(array).data)
-
-    def read(self, path: Path, shape: tuple[int, ...]) -> UInt8 | None:
-        """A view of the file, of which only the pages that are used are read; `None` if the file is damaged."""
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != math.prod(shape):
-                return None
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(pages, np.uint8).reshape(shape)
-
-    def bytes_needed(self, array: UInt8) -> int:
-        return array.nbytes
+def _read_png(path: Path, shape: tuple[int, ...]) -> UInt8 | None:
+    data = path.read_bytes()
+    try:
+        array = decode_png(data)
+    except ValueError:
+        return None
+    return array if array.shape == shape else None
 
 
-_CODECS: dict[CacheFormat, _Codec] = {"png": _Png(), "memmap": _Raw()}
+def _map_raw(path: Path, shape: tuple[int, ...]) -> UInt8 | None:
+    """A read-only view of the file, of which only the pages that are used are read."""
+    try:
+        pixels = np.memmap(str(path), np.uint8, mode="r").view(np.ndarray)  # of a `Path` it would resolve every link
+    except ValueError:  # the file is empty
+        return None
+    return pixels.reshape(shape) if pixels.size == math.prod(shape) else None
+
+
+_CODECS: dict[CacheFormat, _Codec] = {
+    "png": _Codec(".png", _encode_png, _read_png),
+    "memmap": _Codec(".raw", np.ndarray.tobytes, _map_raw),
+}
 
 
 @dataclass(frozen=True)
@@ -247,15 +229,19 @@ class _Store:
     def write(self, index: int) -> None:
         array = self.make(index)
         with _explained(self.folder):
-            replace_file(self._path(index), lambda path: self.codec.write(path, array))
+            self._save(index, array)
 
     def _mended(self, index: int) -> UInt8:
         """The array of a damaged file, which is made again if the folder can be written to."""
         _warn_of_damage(self.folder, self._path(index).name)
         array = self.make(index)
         with suppress(OSError):
-            replace_file(self._path(index), lambda path: self.codec.write(path, array))
+            self._save(index, array)
         return array
+
+    def _save(self, index: int, array: UInt8) -> None:
+        data = self.codec.encode(array)
+        replace_file(self._path(index), lambda path: path.write_bytes(data))
 
     def missing(self) -> list[int]:
         """Indices without a file."""
@@ -273,7 +259,7 @@ class _Store:
         """Estimate for the missing arrays, from a few of them."""
         missing = self.missing()
         sample = missing[:: -(-len(missing) // _SAMPLED)]
-        sizes = [self.codec.bytes_needed(self.make(index)) for index in sample]
+        sizes = [len(self.codec.encode(self.make(index))) for index in sample]
         return int(_SAFETY * len(missing) * sum(sizes) / len(sizes))
 
     def _path(self, index: int) -> Path:

@@ -324,11 +324,11 @@ def test_the_estimate_is_close_to_what_is_written(tmp_path, cache_format):
 
 
 def test_a_disk_that_fills_up_while_writing_is_explained(tmp_path, monkeypatch):
-    def full(self, path, array):
-        path.write_bytes(b"half")
+    def full(path, data):
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache._Png, "write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DatasetError, match=r"can't be written .*No space left.* are free\. Make room"):
         build(TinyDataset(), tmp_path)
     assert [path.name for path in tmp_path.rglob("*.*")] == ["build.lock"]
