@@ -5,9 +5,11 @@ import lightning.pytorch as pl
 import pytest
 import rich
 import torch
+from lightning.pytorch.callbacks.progress import rich_progress
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from lightning_uda.callbacks import progress_bar
 from lightning_uda.callbacks.progress_bar import StepProgressBar
 
 
@@ -59,25 +61,30 @@ def terminal(monkeypatch):
 
 
 def _console(monkeypatch, **kwargs):
-    console = Console(record=True, width=120, file=io.StringIO(), **kwargs)
+    console = Console(**{"record": True, "width": 120, "file": io.StringIO(), **kwargs})
     monkeypatch.setattr(rich, "_console", console)
+    monkeypatch.setattr(rich_progress, "reconfigure", lambda **_: None)  # else Lightning makes another console
     return console
+
+
+def printed(console):
+    return [line for line in console.export_text().splitlines() if line.strip()]
 
 
 def test_ten_plain_lines_where_there_is_no_terminal(plain):
     trainer_of(StepProgressBar()).fit(Module(), loader(100), loader())
-    lines = plain.export_text().splitlines()
+    lines = printed(plain)
     assert [line.split()[1] for line in lines] == [f"{step}/40" for step in range(4, 41, 4)]
-    line = r"step  4/40   10%  \d:\d\d:\d\d  \d:\d\d:\d\d left  [\d.]+ (steps/s|s/step)  loss source 0\.250"
+    line = r"training  4/40   10%  \d:\d\d:\d\d, \d:\d\d:\d\d left  loss source 0\.250"
     assert re.fullmatch(line, lines[0]), lines[0]
     assert "miou" not in lines[4]
-    assert lines[5].endswith("loss source 0.250  miou 31.250")
+    assert lines[5].endswith("miou 31.250  loss source 0.250")
     assert "left" not in lines[-1]
 
 
 def test_plain_lines_of_a_run_shorter_than_ten_steps(plain):
     trainer_of(StepProgressBar(), max_steps=3).fit(Module(), loader(), None)
-    assert [line.split()[1] for line in plain.export_text().splitlines()] == ["1/3", "2/3", "3/3"]
+    assert [line.split()[1] for line in printed(plain)] == ["1/3", "2/3", "3/3"]
 
 
 def test_plain_lines_go_on_where_a_resumed_run_starts(plain, tmp_path):
@@ -86,31 +93,55 @@ def test_plain_lines_go_on_where_a_resumed_run_starts(plain, tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     plain.export_text()
     trainer_of(StepProgressBar()).fit(Module(), loader(100), ckpt_path=tmp_path / "last.ckpt")
-    lines = plain.export_text().splitlines()
+    lines = printed(plain)
     assert [line.split()[1] for line in lines] == ["24/40", "28/40", "32/40", "36/40", "40/40"]
 
 
-@pytest.mark.parametrize(("verb", "word"), [("validate", "validating"), ("test", "testing"), ("predict", "predicting")])
+@pytest.mark.parametrize(("verb", "word"), [("validate", "Validation"), ("test", "Testing"), ("predict", "Predicting")])
 def test_plain_lines_of_an_evaluation(plain, verb, word):
     getattr(trainer_of(StepProgressBar()), verb)(Module(), loader(20))
-    lines = [line for line in plain.export_text().splitlines() if line.startswith(word)]
+    lines = [line for line in printed(plain) if line.startswith(word)]
     assert [line.split()[1] for line in lines] == [f"{done}/20" for done in range(2, 21, 2)]
-    assert "batches/s" in lines[0]
 
 
-def test_bar_on_a_terminal_counts_steps_and_shows_metrics(terminal):
+def test_bar_on_a_terminal_counts_steps_and_shows_metrics_in_one_line(terminal):
     trainer_of(StepProgressBar()).fit(Module(), loader(100), loader())
-    last = terminal.export_text().splitlines()[-2:]
-    assert re.search(r"training +━+ +40/40 +\d:\d\d:\d\d +[\d.]+ steps/s", last[0]), last
-    assert last[1].split() == ["loss", "source", "0.250", "miou", "31.250"]
+    (last,) = [line for line in printed(terminal) if "40/40" in line][-1:]
+    assert re.search(r"training +━+ +40/40 +\d:\d\d:\d\d • 0:00:00 +miou: 31\.250  loss source: 0\.250", last), last
 
 
-def test_bar_starts_where_a_resumed_run_starts(terminal):
-    bar = StepProgressBar()
-    bar._open_train(step=30, total=40)
-    (task,) = bar._progress.tasks
-    assert (task.completed, task.total) == (30, 40)
-    bar._close()
+def test_steps_of_later_epochs_and_of_accumulated_batches_move_the_same_bar(plain):
+    trainer = trainer_of(StepProgressBar(), max_steps=10, accumulate_grad_batches=2, val_check_interval=10)
+    trainer.fit(Module(), loader(8), loader())  # four steps an epoch
+    assert [line.split()[1] for line in printed(plain)] == [f"{step}/10" for step in range(1, 11)]
+
+
+def test_bar_starts_where_a_resumed_run_starts(terminal, tmp_path):
+    class Spy(StepProgressBar):
+        def on_train_batch_start(self, *_):
+            self.seen = getattr(self, "seen", (self.train_progress_bar.completed, self.train_progress_bar.total))
+
+    trainer = trainer_of(StepProgressBar(), max_steps=30, num_sanity_val_steps=0)
+    trainer.fit(Module(), loader(100))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    bar = Spy()
+    trainer_of(bar, num_sanity_val_steps=0).fit(Module(), loader(100), ckpt_path=tmp_path / "last.ckpt")
+    assert bar.seen == (30, 40)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_metrics_never_wrap(monkeypatch, width):
+    terminal = _console(monkeypatch, force_terminal=True, color_system=None, _environ={"TERM": "xterm"}, width=width)
+
+    class Talkative(Module):
+        def training_step(self, batch, batch_idx):
+            self.log_dict({f"train/loss_of_a_long_name_{i}": torch.tensor(1.0) for i in range(5)}, prog_bar=True)
+            return super().training_step(batch, batch_idx)
+
+    trainer_of(StepProgressBar()).fit(Talkative(), loader(100), loader())
+    shown = printed(terminal)
+    assert all("training" in line or "Validation" in line or "Sanity" in line for line in shown)
+    assert "miou: 31.250" in shown[-1]
 
 
 def test_lines_printed_meanwhile_stand_above_the_bar(terminal):
@@ -127,45 +158,24 @@ def test_lines_printed_meanwhile_stand_above_the_bar(terminal):
 
 
 def test_metrics_are_fetched_at_logging_steps_only(terminal, monkeypatch):
-    steps = []
-    bar = StepProgressBar(refresh_per_second=1e6)
-    read = bar._read_metrics
+    fetched = []
+    read = progress_bar._short_metrics
 
-    def spy(trainer, force=False):
-        steps.append(trainer.global_step)
-        read(trainer, force)
+    def spy(trainer):
+        fetched.append(trainer.global_step)
+        return read(trainer)
 
-    monkeypatch.setattr(bar, "_read_metrics", spy)
-    trainer_of(bar, log_every_n_steps=10).fit(Module(), loader(100), None)
-    assert steps == [10, 20, 30, 40]
-
-
-def test_fetches_are_limited_in_time(terminal, monkeypatch):
-    bar = StepProgressBar(refresh_per_second=1e-3)
-    bar._open_train(step=0, total=10)
-    reads = []
-
-    class Trainer:
-        @property
-        def progress_bar_metrics(self):
-            reads.append(1)
-            return {"train/loss": 1.0}
-
-    for _ in range(5):
-        bar._read_metrics(Trainer())
-    bar._close()
-    assert len(reads) == 1
+    monkeypatch.setattr(progress_bar, "_short_metrics", spy)
+    trainer_of(StepProgressBar(), log_every_n_steps=10).fit(Module(), loader(100), None)
+    assert set(fetched) == {10, 20, 30, 40}
 
 
 def test_disabled_bar_is_silent(plain):
     bar = StepProgressBar()
     bar.disable()
     trainer_of(bar).fit(Module(), loader(100), loader())
-    bar.print("nothing")
+    assert list(bar.follow(iter("ab"), "labelling", 2)) == ["a", "b"]
     assert plain.export_text() == ""
-    bar.enable()
-    bar.print("something")
-    assert plain.export_text() == "something\n"
 
 
 def test_terminal_is_given_back_after_an_error(terminal, monkeypatch):
@@ -173,27 +183,33 @@ def test_terminal_is_given_back_after_an_error(terminal, monkeypatch):
     bar = StepProgressBar()
     with pytest.raises(ZeroDivisionError):
         trainer_of(bar).fit(Module(), loader())
-    assert bar._progress is None
     assert not terminal._live_stack
 
 
-def test_refresh_rate_must_be_positive():
-    with pytest.raises(ValueError, match="refresh_per_second 0"):
-        StepProgressBar(0)
+class Labels(pl.Callback):
+    """Works through four items before the first step."""
+
+    def __init__(self, bar):
+        self.bar = bar
+
+    def on_train_start(self, trainer, pl_module):
+        self.shown = []
+        for item in self.bar.follow(iter("abcd"), "labelling", 4):
+            self.shown.append((item, [task.description for task in self.bar.progress.tasks if task.visible]))
+        self.after = [task.description for task in self.bar.progress.tasks if task.visible]
 
 
-def test_what_happens_between_steps_has_a_bar_of_its_own(plain):
+def test_what_happens_between_steps_has_lines_of_its_own(plain):
     bar = StepProgressBar()
-    assert list(bar.follow(iter("abcd"), "labelling", 4)) == list("abcd")
-    assert "labelling 4/4  100%" in plain.file.getvalue()
-    assert "images/s" in plain.file.getvalue()
+    trainer_of(bar, max_steps=2, callbacks=[Labels(bar), bar]).fit(Module(), loader())
+    lines = [line.split()[:2] for line in printed(plain)]
+    assert lines == [*(["labelling", f"{done}/4"] for done in range(1, 5)), ["training", "1/2"], ["training", "2/2"]]
 
 
-def test_that_bar_disappears_when_it_is_done(terminal):
+def test_what_happens_between_steps_has_a_bar_until_it_is_done(terminal):
     bar = StepProgressBar()
-    items = bar.follow(range(2), "labelling", 2)
-    next(items)
-    assert [task.description for task in bar._progress.tasks] == ["labelling"]
-    assert list(items) == [1]
-    assert not bar._progress.tasks
-    bar._close()
+    labels = Labels(bar)
+    trainer_of(bar, max_steps=2, callbacks=[bar, labels]).fit(Module(), loader())
+    assert [item for item, _ in labels.shown] == list("abcd")
+    assert all("labelling" in visible for _, visible in labels.shown)
+    assert labels.after == ["training"]
