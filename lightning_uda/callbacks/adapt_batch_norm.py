@@ -13,13 +13,13 @@ class AdaptBatchNorm(Callback):
     """Evaluates with BatchNorm statistics that are re-estimated on unlabelled images of `data.target`.
 
     Before each validation, test or prediction the evaluated network's running statistics are replaced by the mean of
-    the batch statistics of target images, in the geometry of evaluation, and afterwards put back: neither training nor
-    checkpoints change. With source-only training that is the cheap baseline every method must beat; it works on any
-    checkpoint, by `validate` with this callback.
+    the batch statistics of target images, in the geometry of evaluation. They are restored afterwards, so neither
+    training nor checkpoints change. With source-only training this is the cheap baseline that every method must beat.
+    It works on any checkpoint: run `validate` with this callback.
 
     Args:
         num_images: Target images to estimate from, evenly spread over the set; all if there are fewer.
-        batch_size: Images in a batch; those of different sizes among them make batches of their own.
+        batch_size: Images in a batch; images of different sizes go into separate batches.
 
     Raises:
         ValueError: If a number is below 1.
@@ -36,8 +36,8 @@ class AdaptBatchNorm(Callback):
         """Checks that the network has BatchNorm, and that there are target images.
 
         Raises:
-            ValueError: If it hasn't.
-            DatasetError: If there are none.
+            ValueError: If it has none.
+            DatasetError: If there are no target images.
         """
         if not _batch_norms(pl_module):
             raise ValueError(

@@ -11,7 +11,7 @@ from lightning_uda.data.statistics import class_statistics
 class AlignmentPrior(Callback):
     """Gives `pl_module.alignment` its prior: the share of each class in the labelled pixels of a training set.
 
-    Which set, source or target, `DistributionAlignment.prior_of` says.
+    `DistributionAlignment.prior_of` says which set: source or target.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -58,7 +58,7 @@ class ImagePanels(Callback):
         self._drawn = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Asks for the run folder, which all ranks have to do together."""
+        """Finds the run folder, for which all ranks are needed at once."""
         self._folder = Path(trainer.log_dir) if trainer.loggers and trainer.log_dir else None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -1,4 +1,4 @@
-"""Writes predicted label maps as images, for eyes, for programs and for the Cityscapes test server."""
+"""Writes predicted label maps as images, for viewing, for other programs and for the Cityscapes test server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PredictionFormat(ABC):
         """Raises a ValueError if predictions of this label space can't be written so."""
 
     def file_name(self, name: str) -> str:
-        """Name of the file, without extension, for the image of a name."""
+        """Name of the file, without extension, for the image called `name`."""
         return name
 
     @abstractmethod

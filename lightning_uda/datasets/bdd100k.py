@@ -25,7 +25,7 @@ class BDD100K(StoredDataset):
         labelled: Whether labels are used; if not, they are never looked for.
 
     Raises:
-        DatasetError: If images or labels are missing, or labels of the test split are asked for.
+        DatasetError: If images or labels are missing, or labels of the test split are requested.
     """
 
     class_ids = with_void(TRAIN_IDS, (255,))

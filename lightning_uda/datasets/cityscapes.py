@@ -23,7 +23,7 @@ class Cityscapes(StoredDataset):
         labelled: Whether labels are used; if not, they are never looked for.
 
     Raises:
-        DatasetError: If images or labels are missing, or labels of the test split are asked for.
+        DatasetError: If images or labels are missing, or labels of the test split are requested.
     """
 
     class_ids = with_void(CITYSCAPES_IDS, (*range(34), 255))

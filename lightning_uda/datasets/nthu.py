@@ -38,7 +38,7 @@ class NTHU(StoredDataset):
         fold_seed: Seed of the shuffle.
 
     Raises:
-        DatasetError: If images or labels are missing, labels of "train" are asked for, or `fold` doesn't fit `split`.
+        DatasetError: If images or labels are missing, labels of "train" are requested, or `fold` doesn't fit `split`.
     """
 
     class_ids = with_void(NTHU_IDS, (*range(34), 255))

@@ -54,22 +54,22 @@ class StoredFile:
     archive: str | None = None
 
     def __str__(self) -> str:
-        """How messages call it: "labels/00001.png" or, in an archive, "01_labels.zip/labels/00001.png"."""
+        """Its name in messages: "labels/00001.png" or, in an archive, "01_labels.zip/labels/00001.png"."""
         return self.path if self.archive is None else f"{self.archive}/{self.path}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """The images or the label maps of a dataset: where they lie and how they are called.
+    """The images or the label maps of a dataset: where they are stored and how they are named.
 
     Attributes:
         what: "images" or "labels".
         tree: Folder they lie in, in the archives and once unpacked.
         file: Regular expression of their file names, with the image's name as group `name`.
-        example: Path of one below `tree`, for messages.
+        example: Path of one file below `tree`, for messages.
         archives: The official archives that hold them, for messages.
         folders: Regular expression of the folders between `tree` and the files, each followed by "/".
-        note: What messages say beside.
+        note: A remark that messages add.
         also: Further folders that may stand for `tree`.
     """
 
@@ -197,11 +197,12 @@ class StoredDataset(SegmentationDataset):
         images: Where the images are.
         labels: Where the label maps are; `None` for an unlabelled set, whose labels are never looked for.
         split: List file with one image name per line, absolute or relative to `root`; folders, the ends of file
-            names and further columns are dropped, so that the lists of published programs do. `None` takes all images.
-        full_size: Images that the whole set has without `split`; `None` if that isn't known.
+            names and further columns are dropped, so that lists of published programs can be used. `None` takes all
+            images.
+        full_size: Number of images in the whole set, without `split`; `None` if that isn't known.
 
     Attributes:
-        title: What messages call the dataset.
+        title: Name of the dataset in messages.
         home: Where to get it, for messages.
         tree: Folder of the images; tells apart what has the same names in the same archive.
 
@@ -409,7 +410,7 @@ def _trees(root: Path, tree: str) -> Iterator[Path]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Folders in a folder; none if it mayn't be read, as `lost+found` on a disk of its own."""
+    """Folders in a folder; none if it can't be read, as `lost+found` on a disk of its own."""
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(entry) for entry in entries if not entry.name.startswith(".") and entry.is_dir())

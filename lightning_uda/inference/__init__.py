@@ -1,4 +1,4 @@
-"""Test-time policies."""
+"""Test-time policies: how an image is put through a network."""
 
 from lightning_uda.inference.multi_scale import MultiScale
 from lightning_uda.inference.policies import Inference, Scores, WholeImage

@@ -31,8 +31,8 @@ class Inference(ABC):
             image: RGB float (N, 3, H, W) in [0, 1].
 
         Returns:
-            What gives the scores at a wanted size; the arg-max over C is the prediction. Asked for several sizes, it
-            doesn't run the network again. Its results are not to be changed in place.
+            A function that gives the scores at a height and width; the arg-max over C is the prediction. It may be
+            called for several sizes and doesn't run the network again. Its results must not be changed in place.
         """
 
     def __call__(self, network: nn.Module, image: Tensor, size: Size) -> Tensor:

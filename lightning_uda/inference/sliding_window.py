@@ -16,8 +16,8 @@ class SlidingWindow(Inference):
     """Windows of one size in steps over the image; their logits are averaged where they overlap.
 
     The last window of a row or column is moved back to end at the border, so every pixel is covered and no window
-    reaches beyond the image. Where a side of the image is shorter than the window, the window is as short. Held in
-    memory are the logits of the whole image (4 N C H W bytes) and those of `windows_per_batch` windows.
+    reaches beyond the image. Where a side of the image is shorter than the window, the window is as short. Memory holds
+    the logits of the whole image (4 N C H W bytes) and those of `windows_per_batch` windows.
 
     Args:
         crop: Height and width of a window; HRDA's.

@@ -34,7 +34,7 @@ def at_size(column: str, size: str | None) -> str:
 
 
 def mean_label(column: str) -> str:
-    """How tables call a mean: `mIoU`, `mIoU (13)`, `mIoU at 512x1024`, `mIoU (13) at 512x1024`."""
+    """Name of a mean in tables: `mIoU`, `mIoU (13)`, `mIoU at 512x1024`, `mIoU (13) at 512x1024`."""
     size = _AT_SIZE.search(column)
     subset = _AT_SIZE.sub("", column).removeprefix(_MEAN).removeprefix("_")
     return "mIoU" + (f" ({subset})" if subset else "") + (f" at {size[1]}" if size else "")

@@ -13,11 +13,11 @@ from lightning_uda.metrics.segmentation import iou_per_class, mean_iou
 
 @dataclass(frozen=True)
 class FoldScores:
-    """What folds score together and one by one; all in [0, 1], NaN where there is nothing to measure.
+    """Scores of all folds together and of each fold; all in [0, 1], NaN where there is nothing to measure.
 
     Attributes:
         iou: IoU of each class in the sum of all folds' matrices, float64 (C,).
-        miou: Its mean over the classes asked for. This is the score of the protocol: each image counts once.
+        miou: Its mean over the chosen classes. This is the score of the protocol: each image counts once.
         fold_mious: Mean IoU of each fold alone.
         mean_of_folds: Mean of `fold_mious`.
         mean_of_folds_absent_zero: The same if a class in neither labels nor predictions of a fold counts as 0 there,

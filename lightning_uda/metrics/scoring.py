@@ -32,14 +32,14 @@ class Scoring:
     """Protocol of an evaluation. Predictions are always scored at the size of the label files, as `val/miou`.
 
     Args:
-        sizes: Heights and widths at which predictions are scored besides, labels resized (nearest). `[[512, 1024]]`
-            is what DACS's tables do on Cityscapes; the mean there is logged as `val/miou_at_512x1024`.
+        sizes: Further heights and widths at which predictions are scored, with labels resized (nearest).
+            `[[512, 1024]]` is what DACS's tables do on Cityscapes; the mean there is logged as `val/miou_at_512x1024`.
         merged: Class predicted to class it counts as, by name. On NTHU, CBST has
             `{wall: building, fence: building, pole: building, truck: car, terrain: vegetation}`; the score of its
             protocol is then `val/miou_13`, where a prediction of any other class that is not scored is a miss.
 
     Raises:
-        ValueError: If one of the sizes isn't a height and a width, or stands twice.
+        ValueError: If one of the sizes isn't a height and a width, or is given twice.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]] = (), merged: Mapping[str, str] | None = None) -> None:

@@ -51,9 +51,9 @@ def mean_iou(iou: Tensor, indices: Sequence[int] | None = None, absent: float | 
 def merge_predictions(confusion: Tensor, merged: Mapping[int, int]) -> Tensor:
     """The matrix as if predictions of some classes had been predictions of others.
 
-    A network of 19 classes is scored so on the 13 of NTHU: wall, fence and pole count as building, truck as car,
-    terrain as vegetation. Predictions of a class that isn't merged and isn't among the classes averaged stay misses of
-    the class they fell on.
+    This is how a network of 19 classes is scored on the 13 of NTHU: wall, fence and pole count as building, truck as
+    car, terrain as vegetation. Predictions of a class that isn't merged and isn't among the classes averaged stay
+    misses of the class they fell on.
 
     Args:
         confusion: (C, C); rows are ground truth.

@@ -50,7 +50,7 @@ class BoxMask(PasteMask):
     """
 
     def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Boxes, bool (N, H, W); of `mask` only the shape counts."""
+        """Boxes, bool (N, H, W); only the shape of `mask` is used."""
         count, height, width = mask.shape
         draws = torch.rand((3, count, 1, 1), generator=generator, dtype=torch.float32).to(
             mask.device, non_blocking=True

@@ -14,10 +14,10 @@ def paste_tail(
     """Overwrites a template, its labels and its paste mask by the pixels of the long-tail crops, in their order.
 
     Args:
-        image: Templates (N, 3, H, W), of any type; bytes move a quarter of what floats do.
+        image: Templates (N, 3, H, W), of any type; bytes need a quarter of the memory traffic of floats.
         mask: Their labels (N, H, W), of any type.
         paste_mask: bool (N, H, W).
-        tail_image: k crops for each, of the type of `image` (N, k, 3, H, W).
+        tail_image: k crops for each template, of the type of `image` (N, k, 3, H, W).
         tail_mask: Their labels, of the type of `mask` (N, k, H, W): the class where it is to be pasted, 255 elsewhere.
 
     Returns:

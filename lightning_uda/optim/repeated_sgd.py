@@ -14,8 +14,8 @@ class RepeatedSGD(torch.optim.Optimizer):
 
     The published programs list a parameter once for every module around it, and PyTorch then updated it once per
     entry: 1x the stem, 3x the blocks, 4x the shortcuts (DACS, as published). Each repeat does d = g + wd * p;
-    v = momentum * v + d; p = p - lr * v with one buffer v. A group says its number as `update_repeats` (default 1);
-    `CaffeDeepLabV2` declares it in `parameter_groups`. With plain `torch.optim.SGD` that entry is not read.
+    v = momentum * v + d; p = p - lr * v with one buffer v. A group states its number of updates as `update_repeats`
+    (default 1); `CaffeDeepLabV2` declares it in `parameter_groups`. Plain `torch.optim.SGD` ignores that entry.
 
     Args:
         params: Parameters or groups.

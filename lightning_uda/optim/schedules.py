@@ -26,7 +26,7 @@ class Poly(Schedule):
 
     Args:
         power: Exponent; 0.9 in DACS, DSP and EHTDI, 1 in DAFormer.
-        warmup_steps: Steps of linear warm-up before; 0 for none. The decay counts from step 0 all the same.
+        warmup_steps: Steps of linear warm-up; 0 for none. The decay is counted from step 0 with and without it.
         warmup_ratio: Factor of the first warm-up step.
     """
 
@@ -41,7 +41,7 @@ class Poly(Schedule):
         self.warmup_ratio = warmup_ratio
 
     def factor(self, step: int, max_steps: int) -> float:
-        """Decay factor, times the warm-up's while it lasts; 0 from `max_steps` on."""
+        """Decay factor, multiplied by the warm-up factor during warm-up; 0 from `max_steps` on."""
         decay: float = (1 - min(step, max_steps) / max_steps) ** self.power
         if step >= self.warmup_steps:
             return decay

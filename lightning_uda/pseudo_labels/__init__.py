@@ -1,4 +1,4 @@
-"""Pseudo-labels and what is made of their confidence: plain torch."""
+"""Pseudo-labels and the pixel weights made from their confidence: plain torch."""
 
 from lightning_uda.pseudo_labels.alignment import DistributionAlignment
 from lightning_uda.pseudo_labels.confidence import (

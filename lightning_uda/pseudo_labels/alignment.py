@@ -15,9 +15,9 @@ class DistributionAlignment(nn.Module):
     pixel shares of the classes, is counted by the callback `AlignmentPrior`, which the method brings.
 
     Args:
-        prior_of: Whose labels the prior is counted from. "source": what any user has. "target": the ground truth of the
-            target training set, as in DACS's paper; an oracle, to be named so in any table. It needs `data.target` to
-            have labels.
+        prior_of: Whose labels the prior is counted from: "source", which every user has, or "target", the ground truth
+            of the target training set, as in DACS's paper. The latter is an oracle and should be called one in any
+            table; it needs labels of `data.target`.
         window: Batches that p_seen averages over. DACS's paper gives none; 128 is ReMixMatch's.
 
     Raises:
@@ -36,13 +36,13 @@ class DistributionAlignment(nn.Module):
         self.window = window
 
     def set_classes(self, num_classes: int) -> None:
-        """Makes the buffers, with a uniform prior; the method calls it once."""
+        """Creates the buffers, with a uniform prior; the method calls it once."""
         self.register_buffer("prior", torch.full((num_classes,), 1 / num_classes))
         self.register_buffer("history", torch.zeros(self.window, num_classes))
         self.register_buffer("batches", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, probs: Tensor) -> Tensor:
-        """Aligns one batch, which counts in p_seen already.
+        """Aligns one batch, after adding it to p_seen.
 
         Args:
             probs: Teacher probabilities, float (N, C, H, W).

@@ -22,7 +22,7 @@ def pseudo_label(
     Args:
         logits: Teacher logits (N, C, h, w).
         size: Height and width of the image.
-        alignment: What is done to the probabilities (N, C, *size) before, such as `DistributionAlignment`.
+        alignment: Applied to the probabilities (N, C, *size) before labels are taken, such as `DistributionAlignment`.
 
     Returns:
         Labels, int64 (N, *size) in 0..C-1 (never void), and confidence, float32 (N, *size) in (0, 1].

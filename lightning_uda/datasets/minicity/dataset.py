@@ -1,4 +1,4 @@
-"""The dataset."""
+"""MiniCity as a dataset, its images and labels drawn when they are loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MiniCity(SegmentationDataset):
     texture, haze, shadows, blur and noise. `style.py` holds every strength of that gap.
 
     Image `i` is a pure function of (seed, split, style, i); splits share no scene, nor do styles. Neither the order of
-    calls nor whether labels are asked for changes anything.
+    calls nor whether labels are loaded changes anything.
 
     Args:
         split: "train", "val" or "test".

@@ -36,7 +36,7 @@ def photograph(
         image: Drawing, uint8 (H, W, 3) RGB.
         label: Its train ids, uint8 (H, W); they choose the texture.
         photography: Strengths; what has none is left out.
-        rng: Decides everything.
+        rng: Source of all randomness.
 
     Returns:
         uint8 (H, W, 3) RGB.

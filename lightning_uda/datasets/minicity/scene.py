@@ -25,7 +25,7 @@ def draw_scene(
     """Draws one scene.
 
     Args:
-        rng: Decides everything.
+        rng: Source of all randomness.
         style: Layout statistics and colours; the photography's haze is drawn too, its other effects aren't.
         size: (height, width) in pixels.
 
