@@ -2,27 +2,19 @@
 
 from functools import lru_cache
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_uda.includes import allow_includes, resolve
+from lightning_uda.includes import allow_includes
 from lightning_uda.methods import UDAModule
+from tests.fixtures.configs import CONFIGS, read
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 AXES = {"model": CONFIGS / "method", "model.rounds": CONFIGS / "rounds"}
 """Options whose files stand for rows, and where the files are."""
 
 allow_includes()
-
-
-def read(path):
-    """Content of a config file, with what it includes."""
-    return resolve(yaml.safe_load(path.read_text()), path.parent, yaml.safe_load)
-
-
 SELF_TRAINING = [
     path
     for path in sorted(CONFIGS.glob("experiment/*/*.yaml"))
@@ -121,3 +113,13 @@ def test_a_self_training_experiment_names_every_part(path, tmp_path, monkeypatch
         (tmp_path / "row.yaml").write_text(yaml.safe_dump(model))
     row = ["--model", tmp_path / "row.yaml"]
     assert model_of("--model", tmp_path / "other.yaml", *row) == model_of(*row)
+
+
+@pytest.mark.parametrize("pair", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
+def test_the_reference_preset_of_dacs_differs_in_its_optimiser_alone(pair):
+    clean, reference = (read(CONFIGS / f"experiment/{pair}/{name}.yaml") for name in ("dacs", "dacs_reference"))
+    for config in (clean, reference):
+        del config["name"]
+    assert reference["model"]["init_args"].pop("optimizer") == "../../optimizer/repeated_sgd.yaml"
+    assert clean["model"]["init_args"].pop("optimizer")["class_path"] == "torch.optim.SGD"
+    assert clean == reference

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_uda.step import to_float
+
 
 class AdaptBatchNorm(Callback):
     """Evaluates with BatchNorm statistics that are re-estimated on unlabelled images of `data.target`.
@@ -60,7 +62,7 @@ class AdaptBatchNorm(Callback):
             layer.train()
         for batches in self._loader(trainer):
             for batch in batches:
-                network(batch["image"].to(pl_module.device).float() / 255)
+                network(to_float(batch["image"].to(pl_module.device)))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
             layer.eval()

@@ -20,6 +20,7 @@ from lightning_uda.resize import Size, size_of
 from lightning_uda.self_training.class_balance import class_balance_score
 from lightning_uda.self_training.stored_logits import StoredLogits
 from lightning_uda.self_training.thresholds import ThresholdSearch, identity
+from lightning_uda.step import to_float
 
 Follow = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Passes items on and shows progress; takes the items, a title and their number."""
@@ -121,7 +122,7 @@ class TargetScores:
                 image = torch.empty(1, 3, *self._sizes[index][0], device="meta")  # its logits are there: a size will do
             else:
                 item = next(items)
-                image = item["image"].to(self.device).unsqueeze(0).float() / 255
+                image = to_float(item["image"].to(self.device).unsqueeze(0))
                 self._sizes[index] = size_of(image), (int(item["size"][0]), int(item["size"][1]))
             yield index, self._scores(index, image, self._sizes[index][1], weighted)
 
