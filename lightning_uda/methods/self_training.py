@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from lightning_uda.files import versions
 from lightning_uda.methods.base import UDAModule
 from lightning_uda.networks.weights import copy_weights, read_weights
 from lightning_uda.optim import Constant, Schedule
@@ -153,8 +154,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    versions = sorted(path.glob("version_*"), key=lambda folder: (len(folder.name), folder.name), reverse=True)
-    candidates = [folder / "checkpoints" / "last.ckpt" for folder in (path, *versions)]
+    candidates = [folder / "checkpoints" / "last.ckpt" for folder in (path, *reversed(versions(path)))]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise FileNotFoundError(
