@@ -71,7 +71,7 @@ class SoftLabels:
     """A distribution over the classes for each pixel; its loss is the mean of -sum_c y(c) log p(c).
 
     Attributes:
-        probs: y, float (N, C, H, W), or of a shape that extends to it; 0 in all classes for pixels without a label.
+        probs: y, float, broadcastable to (N, C, H, W); 0 in all classes for pixels without a label.
         valid: bool (N, H, W): the pixels that the mean is over, if they aren't those whose `probs` aren't all 0.
         weight: Factor of the loss.
     """
@@ -100,7 +100,7 @@ class View:
     Attributes:
         image: RGB (N, 3, H, W), uint8 or float in [0, 1].
         labels: What was taught; several where pixels have several labels (a soft paste), none where nothing was.
-        opacity: Of what was pasted into the images, in [0, 1], (N, H, W) of any type; `None` where nothing was.
+        opacity: Opacity of the pasted pixels, (N, H, W), bool or float in [0, 1]; `None` where nothing was pasted.
         outputs: What the student made of them; `None` in views that are kept for pictures.
     """
 
@@ -118,6 +118,10 @@ class View:
     def features(self) -> tuple[Tensor, ...]:
         """Feature levels (N, D, h, w), fine to coarse."""
         return self._outputs.features
+
+    def for_pictures(self) -> View:
+        """The view without what takes memory: the student's outputs, and soft labels."""
+        return replace(self, outputs=None, labels=[part for part in self.labels if isinstance(part, Labels)])
 
     @property
     def _outputs(self) -> Outputs:
@@ -154,9 +158,14 @@ class Step:
         Args:
             name: Of the view and of its loss.
             image: RGB (N, 3, H, W), uint8 or float in [0, 1].
-            *labels: What is taught; their losses are added up.
+            *labels: What is taught, at least one; their losses are added up.
             opacity: As in `View`.
+
+        Raises:
+            ValueError: If there are no labels, or a view or a loss of that name is there already.
         """
+        if not labels:
+            raise ValueError(f"Step.learn: found no labels for {name!r}; show images without teaching by Step.look.")
         view = self._show(name, image, labels, opacity)
         assert view.outputs is not None
         parts = [self._loss(part, labels, size_of(image)) for part in view.outputs.classifiers]
@@ -185,16 +194,26 @@ class Step:
         Args:
             translation: What to apply.
             image: RGB float (N, 3, H, W) in [0, 1].
-            other: Images of the other domain, for translations that take their style from them.
+            other: Images of the other domain, uint8 or float, for translations that take their style from them.
         """
         return image if translation is None else translation(image, self.generator, other)
 
     @property
     def loss(self) -> Tensor:
-        """Sum of all losses so far."""
+        """Sum of all losses so far.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if not self.losses:
+            raise ValueError("The step taught nothing: expected at least one Step.learn or Step.add_loss.")
         return reduce(add, self.losses.values())
 
     def _show(self, name: str, image: Tensor, labels: Sequence[Taught], opacity: Tensor | None) -> View:
+        if name in self.views:
+            raise ValueError(
+                f"Found a second view {name!r} in a step that has {sorted(self.views)}; rename one of them."
+            )
         view = self.views[name] = View(image, labels, opacity, self.student.outputs(to_float(image)))
         return view
 
@@ -217,9 +236,11 @@ class Term(nn.Module):
 
     Attributes:
         min_batch_size: Least number of images of each stream in a batch that the term makes sense for.
+        name: What the method calls the term; that of the view too, if the term shows the student one.
     """
 
     min_batch_size: int = 1
+    name: str = "term"
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

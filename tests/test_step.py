@@ -148,3 +148,22 @@ def test_two_losses_of_one_name_are_refused():
     step.learn("source", torch.rand(1, 3, 8, 12), Labels(torch.zeros(1, 8, 12)))
     with pytest.raises(ValueError, match=r"second loss 'source' in a step that has \['loss_source'\]"):
         step.add_loss("source", torch.zeros(()))
+
+
+def test_two_views_of_one_name_and_a_step_that_teaches_nothing_are_refused():
+    step = step_of(TwoHeads())
+    step.look("weak", torch.rand(1, 3, 8, 12))
+    with pytest.raises(ValueError, match=r"second view 'weak' in a step that has \['weak'\]"):
+        step.look("weak", torch.rand(1, 3, 8, 12))
+    with pytest.raises(ValueError, match=r"no labels for 'strong'; show images without teaching by Step\.look"):
+        step.learn("strong", torch.rand(1, 3, 8, 12))
+    with pytest.raises(ValueError, match="The step taught nothing"):
+        _ = step.loss
+
+
+def test_views_kept_for_pictures_hold_no_outputs_and_no_soft_labels():
+    view = step_of(TwoHeads()).learn("union", torch.rand(1, 3, 8, 12), SoftLabels(torch.rand(1, 3, 8, 12)))
+    kept = view.for_pictures()
+    assert kept.outputs is None
+    assert kept.labels == []
+    assert torch.equal(kept.image, view.image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.statistics import class_statistics
 
 
@@ -29,6 +30,11 @@ class AlignmentPrior(Callback):
                 f"AlignmentPrior needs a method with `alignment`, found {type(pl_module).__name__} without. Set "
                 "model.init_args.alignment to DistributionAlignment, or remove the callback from trainer.callbacks."
             )
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, UDADataModule) or getattr(data, alignment.prior_of) is None:
+            raise ValueError(
+                f"AlignmentPrior counts the labels of data.{alignment.prior_of}, but found no UDADataModule with that "
+                "set. Give the trainer one, or set model.init_args.alignment to null."
+            )
         statistics = class_statistics(getattr(data, alignment.prior_of), data.label_space, data.cache_dir)
         alignment.prior.copy_(torch.from_numpy(statistics.pixel_frequency))

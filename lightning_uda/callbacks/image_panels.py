@@ -125,7 +125,7 @@ class ImagePanels(Callback):
         if (batch := self._train_batch) is None or not trainer.is_global_zero:
             return
         for index in range(min(self.num_images, len(_streams_of(batch)[0][1]["image"]))):
-            tiles = _train_tiles(batch, pl_module.last_views, index, pl_module.label_space)
+            tiles = _train_tiles(batch, getattr(pl_module, "last_views", {}), index, pl_module.label_space)
             self._save(trainer, f"train_{index}", tiles, f"train/panel_{index}")
 
     def _save(self, trainer: pl.Trainer, prefix: str, tiles: Mapping[str, Array], key: str) -> None:

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class StepProgressBar(RichProgressBar):
-    """Shows how far a run is, how fast it goes and what it measures.
+    """Shows how far a run is, how long it takes and what it measures.
 
     One bar counts `trainer.max_steps`, so a resumed run starts where it stopped. Metrics logged with `prog_bar=True`
     stand beside it by their short names. They are read only at logging steps, when the loggers fetch them from the
@@ -28,12 +28,18 @@ class StepProgressBar(RichProgressBar):
 
     Args:
         refresh_rate: How often per second the display is redrawn, at most; 0 shows nothing.
+
+    Raises:
+        ValueError: If the rate is negative.
     """
 
     def __init__(self, refresh_rate: int = 4) -> None:
+        if refresh_rate < 0:
+            raise ValueError(f"StepProgressBar: found refresh_rate={refresh_rate}; expected a number of 0 or more.")
         theme = RichProgressBarTheme(progress_bar="cyan", progress_bar_finished="green", progress_bar_pulse="cyan")
         super().__init__(refresh_rate, theme=theme)
         self._metrics: dict[str, Any] = {}
+        self._read_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar over all steps at the step the run starts from."""
@@ -54,8 +60,9 @@ class StepProgressBar(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What is shown: short names and values in few digits, as they were at the last logging step or evaluation."""
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not trainer.training or (interval and trainer.global_step % interval == 0):
-            self._metrics = _short_metrics(trainer)
+        step = trainer.global_step
+        if not trainer.training or (interval and step % interval == 0 and step != self._read_at):
+            self._metrics, self._read_at = _short_metrics(trainer), step
         return self._metrics
 
     def follow(self, items: Iterable[Item], title: str, total: int) -> Iterator[Item]:

@@ -45,11 +45,10 @@ class WholeImage(Inference):
 
     Args:
         resize: Height and width the image is brought to before the pass (bilinear, antialiased); `None` keeps it.
-        align_corners: Whether corners stay aligned when logits are upsampled: yes for DeepLab-v2 and its family, no for
-            DAFormer's networks.
+        align_corners: Whether corners stay aligned when logits are upsampled; `None` takes what the network declares.
     """
 
-    def __init__(self, resize: tuple[int, int] | None = None, align_corners: bool = True) -> None:
+    def __init__(self, resize: tuple[int, int] | None = None, align_corners: bool | None = None) -> None:
         self.resize = resize
         self.align_corners = align_corners
 
@@ -58,4 +57,10 @@ class WholeImage(Inference):
         if self.resize is not None:
             image = resize_images(image, self.resize)
         logits = network(image)
-        return lambda size: upsample(logits, size, self.align_corners)
+        align_corners = aligns_corners(network, self.align_corners)
+        return lambda size: upsample(logits, size, align_corners)
+
+
+def aligns_corners(network: nn.Module, wanted: bool | None) -> bool:
+    """What is wanted, else what the network declares, else yes, as DeepLab-v2 and its family do."""
+    return bool(getattr(network, "align_corners", True)) if wanted is None else wanted

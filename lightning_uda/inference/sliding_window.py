@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from lightning_uda.inference.policies import Inference, Scores
+from lightning_uda.inference.policies import Inference, Scores, aligns_corners
 from lightning_uda.resize import upsample
 
 
@@ -23,8 +23,7 @@ class SlidingWindow(Inference):
         crop: Height and width of a window; HRDA's.
         stride: Steps down and to the right; not longer than the window, else pixels would be left out.
         windows_per_batch: How many windows go through the network at once; changes memory and speed alone.
-        align_corners: Whether corners stay aligned when logits are upsampled: yes for DeepLab-v2 and its family, no for
-            DAFormer's networks.
+        align_corners: Whether corners stay aligned when logits are upsampled; `None` takes what the network declares.
 
     Raises:
         ValueError: If windows would leave pixels out, or a number is below 1.
@@ -35,7 +34,7 @@ class SlidingWindow(Inference):
         crop: tuple[int, int] = (1024, 1024),
         stride: tuple[int, int] = (512, 512),
         windows_per_batch: int = 4,
-        align_corners: bool = True,
+        align_corners: bool | None = None,
     ) -> None:
         if not all(1 <= step <= side for side, step in zip(crop, stride, strict=True)):
             raise ValueError(
@@ -51,6 +50,7 @@ class SlidingWindow(Inference):
 
     def scores(self, network: nn.Module, image: Tensor) -> Scores:
         """Mean logits of all windows that hold a pixel, float32, at the size of the image."""
+        align_corners = aligns_corners(network, self.align_corners)
         sizes = tuple(image.shape[-2:])
         height, width = (min(side, whole) for side, whole in zip(self.crop, sizes, strict=True))
         rows = window_starts(sizes[0], height, self.stride[0])
@@ -60,14 +60,14 @@ class SlidingWindow(Inference):
         for first in range(0, len(windows), self.windows_per_batch):
             chunk = windows[first : first + self.windows_per_batch]
             crops = torch.stack([image[i, :, top : top + height, left : left + width] for i, top, left in chunk])
-            logits = upsample(network(crops), (height, width), self.align_corners)
+            logits = upsample(network(crops), (height, width), align_corners)
             if first == 0:
                 total = logits.new_zeros(len(image), logits.shape[1], *sizes, dtype=torch.float32)
             for (i, top, left), part in zip(chunk, logits, strict=True):
                 total[i, :, top : top + height, left : left + width] += part
         coverage = torch.outer(_covered(rows, height, sizes[0]), _covered(columns, width, sizes[1]))
         mean = total.div_(coverage.to(total.device))
-        return lambda size: upsample(mean, size, self.align_corners)
+        return lambda size: upsample(mean, size, align_corners)
 
 
 def window_starts(whole: int, window: int, stride: int) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
+from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.files import NOTES_FILE
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
@@ -68,6 +68,8 @@ class UDAModule(LightningModule):
 
     student: SegmentationNetwork
 
+    _started_at_random = False  # as a checkpoint says
+
     def __init__(
         self,
         network: SegmentationNetwork,
@@ -114,12 +116,15 @@ class UDAModule(LightningModule):
         """
         if term is None:
             return
+        if "." in name or not name:
+            raise ValueError(f"model.terms: found the name {name!r}; expected one without a dot, such as 'feature'.")
         if name in self.terms:
             raise ValueError(
                 f"model.terms: found a second term {name!r}; {type(self).__name__} has one of that name already. Give "
                 "it another name."
             )
         term = copy.deepcopy(term)
+        term.name = name
         term.prepare(self.student)
         self.terms[name] = term
 
@@ -129,14 +134,18 @@ class UDAModule(LightningModule):
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
         """The algorithm, then the terms; their losses are logged, and their sum is given back."""
-        step = Step(batch, self.step_generator(batch_idx), self.student)
+        step = Step(batch, self.step_generator(self._batch_number(batch_idx)), self.student)
         self.algorithm(step)
         for name, term in self.terms.items():
             step.add_loss(name, cast(Term, term).weight * term(step))
         loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
-        self.last_views = {name: replace(view, outputs=None) for name, view in step.views.items()}
+        self.last_views = {name: view.for_pictures() for name, view in step.views.items()}
         return loss
+
+    def on_train_end(self) -> None:
+        """Forgets what the student saw last, which takes memory."""
+        self.last_views = {}
 
     def setup(self, stage: str) -> None:
         """Checks that batches are large enough for the method and its terms.
@@ -145,9 +154,10 @@ class UDAModule(LightningModule):
             ValueError: If they aren't.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if stage != "fit" or data is None:
+        if stage != "fit" or not isinstance(data, UDADataModule):
             return
-        for part in (self, *cast(Sequence[Term], self.terms.values())):
+        parts: list[UDAModule | Term] = [self, *(cast(Term, term) for term in self.terms.values())]
+        for part in parts:
             if data.batch_size < part.min_batch_size:
                 raise ValueError(
                     f"data.batch_size: found {data.batch_size}, but {type(part).__name__} needs {part.min_batch_size} "
@@ -179,7 +189,8 @@ class UDAModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         interval = self.trainer.val_check_interval
         batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        if data is not None and data.val is not None and isinstance(interval, int) and batches % interval:
+        evaluates = isinstance(data, UDADataModule) and data.val is not None
+        if evaluates and isinstance(interval, int) and batches % interval:
             _log.warning(
                 "trainer.max_steps is no multiple of trainer.val_check_interval: the last %d batches are not evaluated",
                 batches % interval,
@@ -206,7 +217,7 @@ class UDAModule(LightningModule):
         """Sentences on how the run trains that its report shows; those that begin with "warning: " stand out."""
         network = self.student
         notes = [f"optimiser: {describe_updates(self.trainer.optimizers[0])}", *network.notes()]
-        if network.random_weights:
+        if network.random_weights or self._started_at_random:
             notes.append("weights: random at the start; --model.network.weights FILE gives others")
             if network.batch_norm != "train" and any(True for _ in network.batch_norm_modules()):
                 notes.append(
@@ -220,10 +231,17 @@ class UDAModule(LightningModule):
         """Whether the trainer has a callback of a kind already."""
         return any(isinstance(callback, kind) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
 
-    def step_generator(self, batch_idx: int) -> torch.Generator:
-        """Source of all randomness of one training step: a CPU generator keyed by (seed, step, rank)."""
-        (state,) = np.random.SeedSequence((self.seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)
+    def step_generator(self, number: int) -> torch.Generator:
+        """Source of all randomness of one training step: a CPU generator keyed by (seed, number of the batch, rank)."""
+        (state,) = np.random.SeedSequence((self.seed, number, self.global_rank)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+
+    def _batch_number(self, batch_idx: int) -> int:
+        """Number of a training batch since the start of training, over all epochs."""
+        if self._trainer is None:
+            return batch_idx
+        accumulated: int = self.trainer.accumulate_grad_batches
+        return self.global_step * accumulated + batch_idx % accumulated
 
     def log_step(self, values: Mapping[str, Tensor | Callable[[], Tensor]]) -> None:
         """Logs a step's scalars as `train/<name>`, the learning rate beside them, at logging steps only.
@@ -282,8 +300,9 @@ class UDAModule(LightningModule):
         return self.inference(self.evaluated_network(), to_float(image), size).argmax(dim=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the class names into the checkpoint."""
+        """Writes the class names into the checkpoint, and whether training began with random weights."""
         checkpoint["classes"] = list(self.label_space.classes)
+        checkpoint["random_weights"] = self._started_at_random or self.student.random_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint has the classes of this run.
@@ -291,6 +310,7 @@ class UDAModule(LightningModule):
         Raises:
             ValueError: If it hasn't.
         """
+        self._started_at_random = bool(checkpoint.get("random_weights"))
         found, expected = checkpoint.get("classes"), list(self.label_space.classes)
         if found is not None and found != expected:
             raise ValueError(
@@ -350,7 +370,8 @@ class TeacherModule(UDAModule):
         Returns:
             Labels, int64 (N, H, W), and confidence, float32 (N, H, W).
         """
-        return pseudo_label(self.teacher(to_float(image)), size_of(image), alignment)
+        logits = self.teacher(to_float(image))
+        return pseudo_label(logits, size_of(image), alignment, self.teacher.align_corners)
 
 
 def describe_updates(optimizer: torch.optim.Optimizer) -> str:

@@ -68,7 +68,7 @@ class NaiveClassMix(TeacherModule):
             image, mask, weights = (
                 paste(tensor, tensor.roll(-1, dims=0), paste_mask) for tensor in (target_image, pseudo_labels, weights)
             )
-            image = step.translate(self.augmentation, image)
+            image = step.translate(self.augmentation, image, source["image"])
 
         step.learn("mixed", image, Labels(mask, weights, "all"), opacity=paste_mask)
         step.log["lambda"] = weights.mean

@@ -99,7 +99,6 @@ class SelfTraining(UDAModule):
                 "of this label space as model.source_checkpoint."
             )
         copy_weights(self.student, weights, source=path, min_share=1.0)
-        self.student.random_weights = False
 
     def use_thresholds(self, thresholds: Tensor) -> None:
         """Takes over the thresholds of the round that begins or that a run resumes in.
@@ -131,7 +130,8 @@ class SelfTraining(UDAModule):
         """Probabilities (N, C, H, W) of the network that the round started from, if the loss needs them."""
         if self.starting_network is None:
             return None
-        return upsample(self.starting_network.eval()(to_float(image)), size_of(image)).softmax(dim=1)
+        logits = self.starting_network.eval()(to_float(image))
+        return upsample(logits, size_of(image), self.student.align_corners).softmax(dim=1)
 
 
 class _PerRound(Schedule):

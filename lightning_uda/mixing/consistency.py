@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 
@@ -33,7 +34,7 @@ class ConfidenceConsistency(Consistency):
 
     def weights(self, pixel_weights: Tensor, paste_mask: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """See the class."""
-        opacity = paste_mask * beta
+        opacity = paste_mask.to(torch.float32) * beta
         return opacity, (1 - opacity) * pixel_weights
 
 
@@ -42,7 +43,7 @@ class LiteralConsistency(Consistency):
 
     def weights(self, pixel_weights: Tensor, paste_mask: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """See the class."""
-        opacity = paste_mask * beta
+        opacity = paste_mask.to(torch.float32) * beta
         return opacity, 1 - opacity
 
 

@@ -15,7 +15,10 @@ WeightScope = Literal["target_pixels", "whole_image"]
 
 
 def pseudo_label(
-    logits: Tensor, size: tuple[int, int], alignment: Callable[[Tensor], Tensor] | None = None
+    logits: Tensor,
+    size: tuple[int, int],
+    alignment: Callable[[Tensor], Tensor] | None = None,
+    align_corners: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Most probable class of every pixel and its probability; logits are upsampled before the softmax.
 
@@ -23,11 +26,12 @@ def pseudo_label(
         logits: Teacher logits (N, C, h, w).
         size: Height and width of the image.
         alignment: Applied to the probabilities (N, C, *size) before labels are taken, such as `DistributionAlignment`.
+        align_corners: How logits are upsampled, as the network declares it.
 
     Returns:
         Labels, int64 (N, *size) in 0..C-1 (never void), and confidence, float32 (N, *size) in (0, 1].
     """
-    probs = upsample(logits, size).softmax(dim=1)
+    probs = upsample(logits, size, align_corners).softmax(dim=1)
     confidence, labels = (probs if alignment is None else alignment(probs)).max(dim=1)
     return labels, confidence
 
@@ -42,7 +46,7 @@ def unpasted_mean(weights: Tensor, paste_mask: Tensor) -> Tensor:
     Returns:
         Scalar; 0 where every pixel is pasted.
     """
-    return weights.masked_fill(paste_mask, 0).sum() / (~paste_mask).sum().clamp(min=1)
+    return weights.float().masked_fill(paste_mask, 0).sum() / (~paste_mask).sum(dtype=torch.float32).clamp(min=1)
 
 
 class PixelWeighting(ABC):
@@ -93,7 +97,7 @@ class BatchConfidence(ConfidenceWeighting):
 
     def share(self, confident: Tensor) -> Tensor:
         """One weight for the batch, shape (1, 1, 1)."""
-        return (confident.count_nonzero() / confident.numel()).view(1, 1, 1)
+        return (confident.sum(dtype=torch.float32) / confident.numel()).view(1, 1, 1)
 
 
 class ImageConfidence(ConfidenceWeighting):

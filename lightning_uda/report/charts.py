@@ -32,10 +32,10 @@ def run_color(index: int) -> str:
 
 
 def charts_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Charts of the mIoU and, where there is one, the pixel weight of all runs; then the losses of each."""
+    """Charts of the mIoU and, where there is one, lambda of all runs; then the losses of each."""
     charts = [{"title": "mIoU in %", "svg": _miou_chart(runs)}]
-    weights = [(run.title, run_color(i), *run.curve("train/pixel_weight")) for i, run in enumerate(runs)]
-    charts += _chart("Mean pixel weight of the mixed images", weights)
+    weights = [(run.title, run_color(i), *run.curve("train/lambda")) for i, run in enumerate(runs)]
+    charts += _chart("lambda, the weight of target pixels", weights)
     losses = losses_of(runs)
     colors = {name: _LOSS_COLORS[i % len(_LOSS_COLORS)] for i, name in enumerate(losses)} | {LOSS: _INK}
     for run in runs:

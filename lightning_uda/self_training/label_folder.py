@@ -94,7 +94,7 @@ class LabelFolder:
         shutil.copyfile(folder / RECORD_FILE, self.folder / RECORD_FILE)
 
     def clear(self) -> None:
-        """Makes the folder, or says of one that is there that its labels aren't complete, by removing the record.
+        """Makes the folder; removes the record of one that is there, so that its labels count as incomplete.
 
         Raises:
             OSError: If that fails.

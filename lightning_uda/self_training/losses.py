@@ -109,7 +109,7 @@ class MRKLD(SelfTrainingLoss):
     def labels(self, mask: Tensor, is_target: Tensor, thresholds: Tensor, probs: Tensor | None) -> Sequence[Taught]:
         """The labels, and uniform ones on labelled target pixels."""
         labelled_target = (mask != IGNORE_INDEX) & is_target.view(-1, 1, 1)
-        uniform = torch.full((1, len(thresholds), 1, 1), 1 / len(thresholds), device=mask.device)
+        uniform = torch.full((1, len(thresholds), 1, 1), 1 / len(thresholds), dtype=torch.float32, device=mask.device)
         return [Labels(mask), SoftLabels(uniform, labelled_target, self.weight)]
 
 

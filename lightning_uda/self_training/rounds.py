@@ -170,10 +170,11 @@ class SelfTrainingRounds(Callback):
         """Removes labels that have no run folder."""
         if stage == "fit" and self._temporary is not None:
             self._temporary.cleanup()
+            self._temporary = None
 
     def state_dict(self) -> dict[str, Any]:
         """Where the round's labels lie and what they were made from, its target images, the first steps of all."""
-        return {**self._state, "first_steps": list(self.plan.first_steps)}
+        return {**self._state, "first_steps": None if self._plan is None else list(self._plan.first_steps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them for a run that resumes; evaluation needs nothing of it.
@@ -181,7 +182,7 @@ class SelfTrainingRounds(Callback):
         Raises:
             ValueError: If the rounds of the checkpoint begin and end at other steps than those of this run.
         """
-        if self._plan is not None:
+        if self._plan is not None and state_dict["first_steps"] is not None:
             self._plan.require_same(state_dict["first_steps"])
             self._state = {name: state_dict[name] for name in _NO_LABELS}
 

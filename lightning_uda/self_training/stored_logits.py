@@ -36,6 +36,7 @@ class StoredLogits(nn.Module):
         self.folder = folder
         self.num_images = num_images
         self.device = next(network.parameters()).device
+        self.align_corners = bool(getattr(network, "align_corners", True))
         self._file = cast(Any, TemporaryFile(dir=folder))
         self._passes: dict[int, list[tuple[int, tuple[int, ...]]]] = {}  # of each image: start and shape of its logits
         self._image = 0

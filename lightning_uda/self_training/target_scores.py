@@ -33,7 +33,7 @@ def unseen(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that share a target set: each takes the images whose number leaves `rank` when divided by `world_size`.
+    """Processes that share a target set: each takes every `world_size`-th image, beginning with its own rank.
 
     Attributes:
         rank: This process.

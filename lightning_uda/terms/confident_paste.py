@@ -8,21 +8,24 @@ from torch import Tensor
 from lightning_uda.mixing import paste
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import size_of, upsample
-from lightning_uda.step import Labels, Step, Term, to_float
+from lightning_uda.step import Labels, Step, Term, View, to_float
 
 
-def confident_pixels(logits: Tensor, size: tuple[int, int], tau: float) -> tuple[Tensor, Tensor]:
+def confident_pixels(
+    logits: Tensor, size: tuple[int, int], tau: float, align_corners: bool = True
+) -> tuple[Tensor, Tensor]:
     """Predicted labels, and where their probability is above tau (strictly, so that tau = 0 takes every pixel).
 
     Args:
         logits: (N, C, h, w); upsampled before the softmax.
         size: Height and width of the image.
         tau: Threshold, 0-1.
+        align_corners: How logits are upsampled, as the network declares it.
 
     Returns:
         Labels, int64 (N, *size), and the confident pixels, bool (N, *size).
     """
-    labels, confidence = pseudo_label(logits, size)
+    labels, confidence = pseudo_label(logits, size, align_corners=align_corners)
     return labels, confidence > tau
 
 
@@ -57,11 +60,26 @@ class ConfidentPaste(Term):
     def forward(self, step: Step) -> Tensor:
         """L_hts, a scalar."""
         seen, pasted, base = (self.view(step, name) for name in (self.of, self.image, self.onto))
-        (truth,) = (labels for labels in base.labels if isinstance(labels, Labels))
-        size = size_of(truth.mask)
+        mask = self._truth(base)
+        size = size_of(mask)
         with torch.no_grad():
-            labels, confident = confident_pixels(seen.logits, size, self.tau)
+            labels, confident = confident_pixels(seen.logits, size, self.tau, step.student.align_corners)
             image = paste(to_float(pasted.image), to_float(base.image), confident)
-            mask = paste(labels, truth.mask, confident)
-        view = step.look("confident_paste", image)
+            mask = paste(labels, mask, confident)
+        view = step.look(self.name, image)
         return Labels(mask).loss(upsample(view.logits, size, step.student.align_corners).log_softmax(dim=1))
+
+    def _truth(self, base: View) -> Tensor:
+        """Labels of the images that are pasted into.
+
+        Raises:
+            ValueError: If they aren't one class for each pixel, all of the same weight.
+        """
+        labels = base.labels[0] if len(base.labels) == 1 else None
+        if not isinstance(labels, Labels) or isinstance(labels.weights, Tensor) or labels.weights != 1:
+            raise ValueError(
+                f"ConfidentPaste: found {len(base.labels)} kinds of labels, or weighted or soft ones, on the view "
+                f"{self.onto!r}; expected the ground truth of one class for each pixel. Set `onto` to such a view, "
+                "usually source."
+            )
+        return labels.mask

@@ -41,8 +41,8 @@ def mmd(
             b = distances.detach().sum() / (4 * n * n - 2 * n)
         else:
             b = distances.new_tensor(bandwidth)
-        exponents = torch.arange(num_kernels, device=distances.device) - num_kernels // 2
-        widths = (torch.where(b > 0, b, 1.0) * kernel_ratio**exponents).view(-1, 1, 1)
+        exponents = torch.arange(num_kernels, dtype=torch.float32, device=distances.device) - num_kernels // 2
+        widths = (b.masked_fill(b <= 0, 1.0) * kernel_ratio**exponents).view(-1, 1, 1)
         kernel = torch.exp(-distances / widths).sum(dim=0)
         signs = torch.cat([kernel.new_ones(n), kernel.new_full((n,), -1.0)])
         return (signs @ kernel @ signs) / (n * n)
@@ -125,7 +125,7 @@ class FeatureMMD(Term):
         if self.channels is not None:
             generator = torch.Generator().manual_seed(self.seed)
             shape = (self.channels, network.channels[-1])
-            self.projection = torch.empty(shape).normal_(std=0.01, generator=generator)
+            self.projection = torch.empty(shape, dtype=torch.float32).normal_(std=0.01, generator=generator)
 
     def forward(self, step: Step) -> Tensor:
         """L_paste + L_global, float32."""

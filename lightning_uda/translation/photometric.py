@@ -30,7 +30,8 @@ class Translation(ABC):
         Args:
             image: RGB float (N, 3, H, W) in [0, 1].
             generator: Source of randomness, on the CPU.
-            other: Images of the other domain, as `image`, for translations that take their style from them.
+            other: Images of the other domain, uint8 or float in [0, 1], for translations that take their style from
+                them.
 
         Returns:
             Float (N, 3, H, W) in [0, 1].

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks import IoUTable
 from lightning_uda.inference import MultiScale, SlidingWindow
@@ -280,3 +281,39 @@ def test_loaded_weights_are_not_called_random(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="log")
     Trainer(max_steps=1, logger=logger, enable_checkpointing=False, **QUIET).fit(module, datamodule=tiny_data(val=None))
     assert (tmp_path / "log/notes.txt").read_text() == "optimiser: SGD, one update per step (clean)\n"
+
+
+def test_names_of_terms_hold_no_dot():
+    with pytest.raises(ValueError, match=r"model\.terms: found the name 'a\.b'; expected one without a dot"):
+        SourceOnly(tiny_network(), "camvid", terms={"a.b": Scaled()})
+
+
+def test_random_numbers_go_on_from_epoch_to_epoch():
+    drawn = []
+
+    class Draws(SourceOnly):
+        def algorithm(self, step):
+            drawn.append(torch.rand(1, generator=step.generator).item())
+            super().algorithm(step)
+
+    stream = tiny_data(val=None).train_dataloader().dataset
+    loader = DataLoader([stream.batch(number) for number in range(2)], batch_size=None)
+    trainer = Trainer(max_steps=6, logger=False, enable_checkpointing=False, **QUIET)
+    module = Draws(tiny_network(), "camvid")
+    trainer.fit(module, loader)
+    assert len(set(drawn)) == 6
+    assert drawn == [torch.rand(1, generator=module.step_generator(number)).item() for number in range(6)]
+    assert module.last_views == {}
+
+
+def test_a_resumed_run_still_says_that_it_began_with_random_weights(tmp_path):
+    def fit(steps, version, ckpt_path=None):
+        module = SourceOnly(tiny_network(batch_norm="eval"), "camvid", schedule=Constant())
+        logger = CSVLogger(tmp_path, name="", version=version)
+        trainer = Trainer(max_steps=steps, logger=logger, enable_checkpointing=False, **QUIET)
+        trainer.fit(module, datamodule=tiny_data(val=None), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / f"{version}.ckpt")
+        return (tmp_path / version / "notes.txt").read_text()
+
+    assert "warning: The network starts from random" in fit(1, "first")
+    assert "warning: The network starts from random" in fit(2, "second", tmp_path / "first.ckpt")

@@ -84,9 +84,7 @@ def write_run(
         if step:
             write_panels(folder / "panels" / f"step_{step:06d}", round(value), mixes)
     for step in range(9, steps[-1] or 200, 10):
-        losses = {"train/loss_source": 1 / step} | (
-            {"train/loss_mixed": 0.5, "train/pixel_weight": 0.9} if mixes else {}
-        )
+        losses = {"train/loss_source": 1 / step} | ({"train/loss_mixed": 0.5, "train/lambda": 0.9} if mixes else {})
         append_row(folder / "metrics.csv", {"step": step, "train/loss": 1 / step + 0.5 * mixes, **losses})
     return folder
 

@@ -76,3 +76,19 @@ def test_a_term_changes_the_run_and_is_logged_with_its_weight():
 def test_thresholds_are_probabilities(tau):
     with pytest.raises(ValueError, match=r"expected a probability in \[0, 1\]"):
         ConfidentPaste(tau=tau)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [],
+        [Labels(torch.zeros(2, 4, 4)), Labels(torch.zeros(2, 4, 4))],
+        [Labels(torch.zeros(2, 4, 4), torch.ones(2, 4, 4))],
+    ],
+)
+def test_it_pastes_onto_ground_truth_alone(labels):
+    step = Step({}, torch.Generator(), Replay())
+    step.views["source"] = View(torch.rand(2, 3, 4, 4), labels)
+    step.views["mixed"] = View(torch.rand(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="expected the ground truth of one class for each pixel"):
+        ConfidentPaste()(step)
