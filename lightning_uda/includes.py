@@ -41,11 +41,18 @@ def resolve(node: Any, folder: Path, load: Callable[[str], Any], above: tuple[Pa
     Raises:
         ValueError: If a file that is to be included is missing or includes itself.
     """
+    if isinstance(node, list):
+        return [resolve(item, folder, load, above) for item in node]
     if not isinstance(node, Mapping):
         return node
     merged: Any = {}
     given = node.get("include", [])
-    for name in [given] if isinstance(given, str) else given:
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"include: found {given!r} in a file of {folder}; expected the path of a file, or a list of paths."
+        )
+    for name in names:
         path = (folder / name).resolve()
         if path in above or not path.is_file():
             problem = "it includes itself" if path in above else "found no such file"

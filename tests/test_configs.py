@@ -1,6 +1,7 @@
 """Every shipped config parses and trains one step."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -127,5 +128,5 @@ def test_every_config_is_reached_by_a_test():
     folders = {path.parent.name for path in CONFIGS.rglob("*.yaml")} - {path.parent.name for path in EXPERIMENTS}
     assert folders == {"data", "grids", "network", "method", "optimizer", "rounds", "schedule", "sweeps"}
     data = {path.name for path in (CONFIGS / "data").glob("*.yaml")}
-    used = {line.split("/")[-1] for path in EXPERIMENTS for line in path.read_text().split() if "/data/" in line}
+    used = {name for path in EXPERIMENTS for name in re.findall(r"/data/(\w+\.yaml)", path.read_text())}
     assert data == used

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -69,3 +71,19 @@ def test_the_command_line_reads_them_and_options_go_on_top(tmp_path, capsys):
     config = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
     assert config["scoring"]["init_args"]["sizes"] == [[8, 8]]
     assert config["network"]["init_args"]["backbone"] == "resnet18"
+
+
+def test_items_of_lists_may_be_included_and_paths_must_be_paths(tmp_path):
+    write(tmp_path, a={"x": 1}, row={"callbacks": [{"include": "a.yaml"}, 2]}, wrong={"include": {"a": 1}})
+    assert read(tmp_path, "row") == {"callbacks": [{"x": 1}, 2]}
+    with pytest.raises(ValueError, match=r"include: found \{'a': 1\}.*expected the path of a file"):
+        read(tmp_path, "wrong")
+
+
+def test_a_shipped_experiment_can_be_included_from_anywhere(tmp_path, capsys):
+    shipped = Path(__file__).parents[1] / "configs/experiment/minicity/dacs.yaml"
+    write(tmp_path, mine={"include": str(shipped), "name": "mine"})
+    with pytest.raises(SystemExit) as end:
+        run_trainer(["fit", "--config", str(tmp_path / "mine.yaml"), "--print_config"])
+    assert not end.value.code
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "mine"

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from lightning_uda.cli import run_trainer
 from lightning_uda.includes import allow_includes
 from lightning_uda.methods import UDAModule
 from tests.fixtures.configs import CONFIGS, read
@@ -108,9 +109,6 @@ def test_a_self_training_experiment_names_every_part(path, tmp_path, monkeypatch
     model["init_args"]["optimizer"] = "torch.optim.SGD"
     (tmp_path / "row.yaml").write_text(yaml.safe_dump(model))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(OTHER_ROW))
-    if isinstance(model["init_args"]["rounds"], str):
-        model["init_args"]["rounds"] = str(path.parent / model["init_args"]["rounds"])
-        (tmp_path / "row.yaml").write_text(yaml.safe_dump(model))
     row = ["--model", tmp_path / "row.yaml"]
     assert model_of("--model", tmp_path / "other.yaml", *row) == model_of(*row)
 
@@ -120,6 +118,18 @@ def test_the_reference_preset_of_dacs_differs_in_its_optimiser_alone(pair):
     clean, reference = (read(CONFIGS / f"experiment/{pair}/{name}.yaml") for name in ("dacs", "dacs_reference"))
     for config in (clean, reference):
         del config["name"]
-    assert reference["model"]["init_args"].pop("optimizer") == "../../optimizer/repeated_sgd.yaml"
+    assert reference["model"]["init_args"].pop("optimizer")["class_path"] == "RepeatedSGD"
     assert clean["model"]["init_args"].pop("optimizer")["class_path"] == "torch.optim.SGD"
     assert clean == reference
+
+
+def test_experiments_after_others_leave_nothing_of_them(capsys):
+    """Terms, samplings and scoring of an earlier file would shine through."""
+
+    def config_of(*names):
+        files = [["--config", str(CONFIGS / f"experiment/minicity/{name}.yaml")] for name in names]
+        with pytest.raises(SystemExit):
+            run_trainer(["fit", *(word for file in files for word in file), "--print_config"])
+        return capsys.readouterr().out
+
+    assert config_of("dacs_rare_class", "dacs_feature", "dacs") == config_of("dacs")

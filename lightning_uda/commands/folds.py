@@ -15,7 +15,7 @@ def pool_folds(arguments: list[str]) -> None:
         arguments: `RUN [RUN ...] [--output FILE]`.
     """
     parser = argparse.ArgumentParser(prog="lightning-uda folds", description="Pools the folds of cross-validation.")
-    parser.add_argument("runs", nargs="+", type=Path, help="Run folders with confusion_val.csv or confusion_test.csv.")
+    parser.add_argument("runs", nargs="+", type=Path, help="Run folders with `confusions`.")
     parser.add_argument("--output", type=Path, default=Path("runs/folds.csv"), help="The table to write.")
     chosen = parser.parse_args(arguments)
     report_folds(chosen.runs, chosen.output)

@@ -145,6 +145,8 @@ def read_grid(
     shown = [name for name in rows if chosen is None or name in chosen]
     tables = content.get("tables") or {content.get("name") or path.stem: list(settings)}
     control = content.get("control")
+    for what, several in (("metrics", content.get("metrics") or []), *((f"tables: {t}", n) for t, n in tables.items())):
+        _require_list(f"{path}: {what}", several)
     for name in [*itertools.chain(*tables.values()), *([control] if control else [])]:
         _require_row(f"{path}: tables and control", name, settings)
     return Grid(

@@ -86,8 +86,7 @@ class Runner:
             return None
         arguments = self.arguments(point)
         for folder in versions(self.output / point.run):
-            stamp = folder / STAMP
-            if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8"))["arguments"] == arguments:
+            if _stamped(folder / STAMP) == arguments:
                 return folder
         return None
 
@@ -248,6 +247,14 @@ class Runner:
             except subprocess.TimeoutExpired:
                 process.terminate()
         sys.exit(f"stopped in {_names([self._by_run[run] for run in running])}; the same command goes on with it.")
+
+
+def _stamped(stamp: Path) -> Any:
+    """Arguments that a stamp holds; `None` if there is none, or it is damaged, so that the point counts as not done."""
+    try:
+        return json.loads(stamp.read_text(encoding="utf-8"))["arguments"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_run(folder: Path | None) -> Run | None:

@@ -82,10 +82,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run got to its last step, as far as logged metrics can tell."""
-        if self.max_steps is None:
+        """Whether the run got to its last step, as far as logged metrics can tell; one that only evaluated did."""
+        trained = any(name.startswith("train/") for row in self.metrics[:1] for name in row)
+        if self.max_steps is None or not trained:
             return True
-        interval = self.config["trainer"].get("log_every_n_steps") or 50
+        interval = self.config.get("trainer", {}).get("log_every_n_steps") or 50
         return self.last_step + int(interval) > self.max_steps
 
     def value(self, column: str) -> float | None:
@@ -107,7 +108,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads run folders and checks that they can be compared.
 
     Raises:
-        ReportError: If a folder holds no evaluation, or the runs have different classes.
+        ReportError: If a folder holds no evaluation, or the runs have different classes or stages.
     """
     if not folders:
         raise ReportError("Found no run folder; give at least one, such as runs/demo/dacs.")
@@ -118,6 +119,11 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
                 f"The runs have different label spaces: {runs[0].folder} has {len(runs[0].classes)} classes, "
                 f"{run.folder} has {len(run.classes)}; they differ in "
                 f"{sorted(set(runs[0].classes) ^ set(run.classes)) or 'their order'}. Report them separately."
+            )
+        if run.stage != runs[0].stage:
+            raise ReportError(
+                f"{runs[0].folder} was scored on the {runs[0].stage} images, {run.folder} on the {run.stage} images; "
+                "expected evaluations of one set. Validate or test both, and report those run folders."
             )
     titles = [run.title for run in runs]
     same = [run for run, title in zip(runs, titles, strict=True) if titles.count(title) > 1]
@@ -185,8 +191,16 @@ def _version_folder(folder: Path) -> Path:
     evaluated = [path for path in candidates if find_confusions(path)]
     if not evaluated:
         raise ReportError(_no_evaluation(candidates[-1]))
-    trained = [path for path in evaluated if any(file.step for file in find_confusions(path))]
-    return (trained or evaluated)[-1]
+    return ([path for path in evaluated if _has_trained(path)] or evaluated)[-1]
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether a run trained, rather than evaluated a checkpoint: only then its metrics hold losses."""
+    metrics = folder / "metrics.csv"
+    if not metrics.is_file():
+        return False
+    with metrics.open(encoding="utf-8") as file:
+        return "train/" in file.readline()
 
 
 def _no_evaluation(folder: Path) -> str:

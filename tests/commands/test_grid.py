@@ -172,6 +172,17 @@ def test_a_stopped_grid_goes_on_by_the_same_command(trainings, capsys):
     assert len(list(Path("runs/tiny").glob("*.csv"))) == 1, "an equal table isn't kept twice"
 
 
+@pytest.mark.parametrize("content", ['{"argu', "{}", "[]"])
+def test_a_point_whose_stamp_is_damaged_counts_as_not_done(trainings, content):
+    write_grid()
+    main(["grid", "grid.yaml"])
+    (stamp,) = Path("runs/tiny/seed_1/second").glob(f"version_*/{STAMP}")
+    stamp.write_text(content)
+    trainings.clear()
+    main(["grid", "grid.yaml"])
+    assert runs_of(trainings) == ["tiny/seed_1/second"]
+
+
 def test_a_run_that_does_not_stop_with_its_grid_is_ended(trainings, monkeypatch):
     class Deaf:
         ended = False
@@ -317,6 +328,8 @@ def test_two_grids_at_once_train_no_point_twice(trainings):
         ({"axes": {"fold": "a"}}, r"fold: found 'a'; expected a list, such as \[a\]"),
         ({"options": "--x=1"}, r"row first: options: found '--x=1'; expected a list"),
         ({"rows": {"a": {"options": ["--x={run:b-c}"]}}}, "row a starts from 'b-c'; expected a row above it"),
+        ({"tables": {"T": "first"}}, "tables: T: found 'first'; expected a list"),
+        ({"metrics": "miou"}, "metrics: found 'miou'; expected a list"),
         ({"tables": {"T": ["none"]}}, "tables and control: found no row 'none'"),
         ({"control": "none"}, "tables and control: found no row 'none'"),
     ],

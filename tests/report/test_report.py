@@ -232,7 +232,7 @@ def test_charts(runs, tmp_path):
     html = build_report(runs, tmp_path / "report.html").read_text()
     titles = re.findall(r"<h3>(.*?)</h3>\s*<svg", html)
     assert titles == [
-        "mIoU in %", "Mean pixel weight of the mixed images", "Losses of Source only", "Losses of DACS",
+        "mIoU in %", "lambda, the weight of target pixels", "Losses of Source only", "Losses of DACS",
     ]  # fmt: skip
     charts = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     assert ">41.7</text>" in charts[0]
@@ -342,8 +342,10 @@ def test_terminal_table(runs):
 def test_the_latest_version_that_trained_is_taken(tmp_path):
     for version in (2, 10):
         write_run(tmp_path / f"dacs/version_{version}", (20.0, 30.0 + version), method="DACS")
-    write_run(tmp_path / "dacs/version_11", (50.0,), method="DACS", steps=(0,))
+    only_validated = write_run(tmp_path / "dacs/version_11", (50.0,), method="DACS", steps=(200,))
+    (only_validated / "metrics.csv").write_text("epoch,step,val/miou\n0,200,50.0\n")
     (tmp_path / "dacs/version_12").mkdir()
+    assert load_runs([only_validated])[0].finished
     (run,) = load_runs([tmp_path / "dacs"])
     assert run.folder.name == "version_10"
     assert run.value("miou") == pytest.approx(40 + 5 / 11, abs=1e-3)
@@ -386,6 +388,13 @@ def test_steps_of_self_training_are_those_of_its_rounds(tmp_path, planned, text)
 def test_test_evaluations_serve_where_there_is_no_validation(tmp_path):
     run = write_run(tmp_path / "dacs", (30.0,), steps=(0,), stage="test")
     assert "IoU on the test images" in page_of(build_report([run], tmp_path / "report.html")).text
+
+
+def test_runs_scored_on_different_sets_are_not_compared(tmp_path):
+    validated = write_run(tmp_path / "a", (30.0,), steps=(200,))
+    tested = write_run(tmp_path / "b", (30.0,), steps=(200,), stage="test")
+    with pytest.raises(ReportError, match=r"a was scored on the val images, .*b on the test images"):
+        load_runs([validated, tested])
 
 
 def test_missing_folder(tmp_path):
