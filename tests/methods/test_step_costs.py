@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_uda.callbacks import LongTailStatistics
+from lightning_uda.callbacks import EMATeacher, LongTailStatistics
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.datasets import FolderDataset
@@ -106,6 +106,13 @@ def test_a_step_makes_no_more_aten_calls_outside_the_network(method):
             module.training_step(data, batch_idx).backward()
         calls.append(counted.calls)
     assert 0.9 * MOST_CALLS[method] < max(calls) <= MOST_CALLS[method]
+
+
+def test_an_update_of_the_teacher_is_one_aten_call():
+    student, teacher, update = Leaf(), Leaf(), EMATeacher()
+    with Counted() as counted:
+        update.update(student, teacher)
+    assert counted.calls == 1
 
 
 class Watched(FolderDataset):
