@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
 import statistics
@@ -383,6 +384,7 @@ def assert_spread(measured, count, mean, deviation):
         assert float(deviation) == pytest.approx(present.std(ddof=1), abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_grid_of_real_runs_with_a_failing_row_is_tabulated_by_what_the_runs_files_say(capsys):
     write_config("slow", learning_rate=0.001)
     write_config("fast", learning_rate=0.5)
@@ -447,8 +449,17 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
         "NTHU": "n",
     }
     for target, name in targets.items():
-        make = ["make", "-n", "-o", ".venv/.ready", target, *(f"{key}={value}" for key, value in values.items())]
-        recipe = subprocess.run(make, capture_output=True, text=True, check=True).stdout
+        make = [
+            "make",
+            "--no-print-directory",
+            "-n",
+            "-o",
+            ".venv/.ready",
+            target,
+            *(f"{key}={value}" for key, value in values.items()),
+        ]
+        outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+        recipe = subprocess.run(make, env=outside, capture_output=True, text=True, check=True).stdout
         words = shlex.split(recipe.replace("\\\n", ""))
         assert words[:3] == [".venv/bin/lightning-uda", "grid", f"configs/grids/{name}.yaml"]
         assert words[words.index("--jobs") + 1] == "2"
