@@ -1,6 +1,7 @@
 """Every command of the README runs: the long ones with a few steps on small images."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -94,7 +95,9 @@ def test_the_demo_as_a_visitor_runs_it(tmp_path):
     """`make demo` in full (eight minutes or more), from a clone."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
     (tmp_path / "clone/.venv").symlink_to(ROOT / ".venv")
-    result = subprocess.run(["make", "demo"], cwd=tmp_path / "clone", capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "clone")}
+    make = ["make", "-o", ".venv/.ready", "demo"]  # with this environment, whatever its age
+    result = subprocess.run(make, cwd=tmp_path / "clone", env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.rstrip().endswith("runs/demo/report.html")
     gain = re.search(r"mIoU +([\d.]+) +([\d.]+) +\+([\d.]+)", result.stdout)
     assert gain
