@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
@@ -55,14 +55,25 @@ class InputNormalization(nn.Module):
     ) -> None:
         super().__init__()
         self.channel_order = channel_order
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._values = {"mean": tuple(mean), "std": tuple(std)}
+        for name in self._values:
+            self.register_buffer(name, self._exact(name, None), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalises float (N, 3, H, W) RGB in [0, 1]."""
         if self.channel_order == "bgr":
             image = image.flip(1)
         return (image * 255 - self.mean) / self.std
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves to another device, but keeps float32 where all weights are brought to a 16-bit type."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in self._values:
+            setattr(self, name, self._exact(name, getattr(self, name).device))
+        return self
+
+    def _exact(self, name: str, device: torch.device | None) -> Tensor:
+        return torch.tensor(self._values[name], dtype=torch.float32, device=device).view(1, 3, 1, 1)
 
 
 class SegmentationNetwork(nn.Module, ABC):

@@ -100,3 +100,12 @@ def test_batch_norm_policy_survives_mode_changes(policy, trains_affine, training
 def test_unknown_batch_norm_policy_is_refused():
     with pytest.raises(ValueError, match=r"batch_norm='freeze'.*frozen_affine"):
         TinyNetwork("freeze")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_normalisation_stays_exact_where_weights_have_16_bits(dtype):
+    image = torch.rand(1, 3, 4, 4)
+    whole = InputNormalization((104.00698793, 116.66876762, 122.67891434), (58.4, 57.1, 57.4), "bgr")
+    assert torch.equal(copy.deepcopy(whole).to(dtype)(image), whole(image))
+    assert not whole.state_dict()
+    assert whole.to("meta").mean.is_meta
