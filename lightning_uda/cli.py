@@ -55,6 +55,7 @@ def load_value(text: str) -> Any:
 
 
 set_loader("yaml", load_value, exceptions=(yaml.YAMLError,))
+allow_includes()
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -137,7 +138,6 @@ def run_trainer(arguments: list[str], epilog: str = "") -> UDACLI:
         arguments: Arguments without the program's name.
         epilog: What `--help` says below the subcommands.
     """
-    allow_includes()
     return UDACLI(
         UDAModule,
         UDADataModule,

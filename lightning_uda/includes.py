@@ -12,20 +12,17 @@ from jsonargparse import get_loader, set_loader
 
 
 def allow_includes() -> None:
-    """Lets YAML files of the command line's parser include others; called once, before anything is parsed.
+    """Lets YAML files of the command line's parser include others; `lightning_uda.cli` calls it when it is imported.
 
     In `include: FILE`, or a list of files, a path is relative to the file that it stands in. What stands beside the key
     goes over what is included, mapping by mapping; a part of another class, a list or `null` replaces what was there.
     Plain paths in included files are taken relative to the file that includes, as those of one folder.
     """
     load = get_loader("yaml")
-    if getattr(load, "resolves_includes", False):
-        return
 
     def load_with_includes(content: str) -> Any:
         return resolve(load(content), Path(os.getcwd()), load)  # the parser changes to the folder of each file it reads
 
-    load_with_includes.resolves_includes = True  # type: ignore[attr-defined]
     set_loader("yaml", load_with_includes, (yaml.YAMLError,))
 
 

@@ -292,6 +292,17 @@ def value_at(config, name):
     return config
 
 
+def test_a_python_program_can_load_a_shipped_config_without_running_it():
+    program = (
+        "from lightning_uda.cli import UDACLI, UDADataModule, UDAModule\n"
+        "cli = UDACLI(UDAModule, UDADataModule, subclass_mode_model=True, subclass_mode_data=True, run=False,\n"
+        "             auto_configure_optimizers=False, args=['--config', 'configs/demo/dacs.yaml'])\n"
+        "print(type(cli.model).__name__, cli.datamodule.source.size)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "DACS (64, 128)"
+
+
 METHODS = "source_only ada_bn mean_teacher naive_class_mix distribution_alignment dacs dsp cbst_sp".split()
 
 

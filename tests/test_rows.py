@@ -8,14 +8,12 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_uda.cli import run_trainer
-from lightning_uda.includes import allow_includes
 from lightning_uda.methods import UDAModule
 from tests.fixtures.configs import CONFIGS, read
 
 AXES = {"model": CONFIGS / "method", "model.rounds": CONFIGS / "rounds"}
 """Options whose files stand for rows, and where the files are."""
 
-allow_includes()
 SELF_TRAINING = [
     path
     for path in sorted(CONFIGS.glob("experiment/*/*.yaml"))

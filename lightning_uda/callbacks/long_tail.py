@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,10 +16,11 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from rich.bar import Bar
 from rich.table import Table
+from torch import Tensor
 
 from lightning_uda.callbacks.image_panels import log_image
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.data.sampling import LongTail
+from lightning_uda.data.sampling import LongTail, TailClasses
 from lightning_uda.data.statistics import ClassStatistics, class_statistics
 from lightning_uda.files import replace_file
 from lightning_uda.label_spaces import LabelSpace
@@ -34,6 +35,10 @@ CHART_FILE = "class_statistics.png"
 MANY_IMAGES = 0.9
 """Share of the images above which a class can hardly be called a rare one: there is a warning."""
 
+NEARLY_AS_RARE = 1.5
+"""There is a warning of a class that is left out though it is in at most this multiple of the images that hold the most
+frequent of the long-tail classes."""
+
 _log = logging.getLogger(__name__)
 _INK, _MUTED, _STRONG = "#30343b", "#b8c2d1", "#e8743b"
 
@@ -47,13 +52,17 @@ class LongTailStatistics(Callback):
     logger); loggers that take images get the chart.
 
     There is a warning if one of the classes is in more than nine of ten images, since pasting it more often changes
-    little.
+    little, and if a class is left out that is nearly as rare as one of them: a network comes to take what looks alike
+    (bicycles) for the classes that are pasted (motorcycles).
+
+    At logging steps `train/tail_pixels_<class>` is the share (0-1) of the pixels that a class is pasted on.
 
     The method must offer `long_tail_k`, the number of classes that it pastes per step; at 0 nothing is counted or fed.
 
     Args:
-        num_classes: K, the number of long-tail classes; in the paper 5 for GTA5 and 4 for SYNTHIA. `None`, with
-            `classes` left out too, takes the method's `long_tail_classes`.
+        num_classes: K, the number of long-tail classes; in the paper 5 for GTA5 and 4 for SYNTHIA; or "gap", which
+            takes those in front of the largest rise of the number of images. `None`, with `classes` left out too,
+            takes the method's `long_tail_classes`.
         classes: Names of the long-tail classes, if they shall not be chosen by count, such as the paper's for GTA5:
             rider, bus, train, motorcycle, bicycle.
         max_tries: Images and crops tried for a class before it is left out of a sample. The published programs try
@@ -69,14 +78,14 @@ class LongTailStatistics(Callback):
 
     def __init__(
         self,
-        num_classes: int | None = None,
+        num_classes: int | Literal["gap"] | None = None,
         classes: Sequence[str] | None = None,
         max_tries: int = 100,
         all_chosen_classes: bool = False,
         cache_dir: str | None = None,
     ) -> None:
         for name, value in (("num_classes", num_classes), ("max_tries", max_tries)):
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"LongTailStatistics.{name}: found {value}, expected a number of 1 or more.")
         self.num_classes = num_classes
         self.classes = classes
@@ -108,10 +117,11 @@ class LongTailStatistics(Callback):
                 "Give the trainer one, or take the callback out of trainer.callbacks."
             )
         statistics = class_statistics(data.source, data.label_space, self.cache_dir or data.cache_dir)
-        classes = self.classes or self.num_classes or cast(int | list[str], pl_module.long_tail_classes)
+        classes = self.classes or self.num_classes or cast(TailClasses, pl_module.long_tail_classes)
         sampling = LongTail(k, classes, self.max_tries, self.all_chosen_classes)
         chosen = sampling.chosen(statistics)
         _warn_of_frequent(statistics, chosen)
+        _warn_of_left_out(statistics, chosen)
         data.feed("tail", lambda: sampling.stream(data.origin("tail", "source"), lambda: statistics))
         self._found = data.label_space, statistics, chosen
 
@@ -128,6 +138,19 @@ class LongTailStatistics(Callback):
             replace_file(self._folder / CHART_FILE, lambda path: Image.fromarray(chart).save(path, format="png"))
         for logger in trainer.loggers:
             log_image(logger, "class_statistics", chart, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the share of the pixels that each long-tail class is pasted on, at logging steps only."""
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._found is None or interval == 0 or trainer.global_step % interval:
+            return
+        _, statistics, chosen = self._found
+        mask: Tensor = batch["tail"]["mask"]
+        for c in chosen:
+            name = f"train/tail_pixels_{statistics.classes[c].replace(' ', '_')}"
+            pl_module.log(name, (mask == c).any(dim=1).float().mean())
 
 
 def _classes_per_step(module: Any) -> int:
@@ -149,6 +172,20 @@ def _warn_of_frequent(statistics: ClassStatistics, chosen: Sequence[int]) -> Non
             "expected rare ones. Choose fewer classes, or name the rare ones (model.long_tail_classes, or num_classes "
             "or classes of LongTailStatistics).",
             *(100 * MANY_IMAGES, statistics.num_images, listed),
+        )
+
+
+def _warn_of_left_out(statistics: ClassStatistics, chosen: Sequence[int]) -> None:
+    most = int(statistics.images[list(chosen)].max())
+    left_out = {c: n for c, n in enumerate(statistics.images) if c not in chosen and 0 < n <= NEARLY_AS_RARE * most}
+    if left_out:
+        listed = ", ".join(f"{statistics.classes[c]} ({n} images)" for c, n in left_out.items())
+        _log.warning(
+            "LongTailStatistics: found classes outside of the long tail that are nearly as rare as its most frequent "
+            "class (%d images): %s; expected a gap between both. Where one of them looks like a class that is pasted, "
+            "the network takes it for that. Name the classes, or let the largest gap choose "
+            "(--model.long_tail_classes gap).",
+            *(most, listed),
         )
 
 

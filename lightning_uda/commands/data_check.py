@@ -17,7 +17,6 @@ from lightning_uda.cli import UDACLI, cause
 from lightning_uda.data.check import ScanReport, Size, counted, scan
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.dataset import DatasetError, Problem
-from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.methods import UDAModule
 
@@ -56,7 +55,6 @@ def check_data(arguments: list[str]) -> int:
     Returns:
         Exit status: 0 if no dataset has a problem, else 1.
     """
-    allow_includes()
     cli = DataCheckCLI(
         UDAModule,
         UDADataModule,

@@ -13,19 +13,37 @@ from typing import Any
 import rich
 import yaml
 
-from lightning_uda.commands.runner import Point, Runner, load_run, split_options
+from lightning_uda.commands.figures import FiguresFile
+from lightning_uda.commands.runner import Point, Runner, load_run, read_stamp, split_options
 from lightning_uda.files import write_beside_older
-from lightning_uda.metrics import iou_column
-from lightning_uda.report import Run, build_report
+from lightning_uda.metrics import iou_column, mean_column
+from lightning_uda.metrics.columns import is_mean
+from lightning_uda.report import build_report
 from lightning_uda.report.folds import report_folds
-from lightning_uda.report.grid_table import BELOW_ONE, score_rows, scores_table, scores_text
+from lightning_uda.report.grid_table import (
+    BELOW_ONE,
+    Seeds,
+    figures_of,
+    order_steps,
+    orders_table,
+    orders_text,
+    score_rows,
+    scores_table,
+    scores_text,
+)
 from lightning_uda.report.notes import print_notes
 
 _ROW_KEYS = {"title", "parent", "config", "command", "run", "options"}
-_KEYS = {"name", "seeds", "axes", "rows", "tables", "metrics", "control", "folds"} | _ROW_KEYS - {"title", "parent"}
+_KEYS = {"name", "seeds", "axes", "rows", "tables", "orders", "metrics", "control", "folds"} | _ROW_KEYS - {
+    "title",
+    "parent",
+}
 _COMMANDS = ("fit", "validate", "test")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RUN_OF = re.compile(r"\{run:([^{}]+)\}")
+
+MINUTES = "minutes"
+"""Metric: minutes of wall time that a run took, where it was trained by a grid."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,7 @@ class Grid:
         rows: Rows to run, those that chosen ones start from first.
         points: All runs, in the order of training; those of one seed follow each other.
         tables: Rows of each table by its title.
+        orders: Rows of each order that is claimed, by its name, the lowest first.
         metrics: What the tables show; empty for the mean IoUs.
         control: The row that others are compared with, where a table has it; else that is a table's first.
         folds: Whether the points of a row are folds of a cross-validation, which are pooled instead of averaged.
@@ -59,6 +78,7 @@ class Grid:
     rows: dict[str, Row]
     points: list[Point]
     tables: dict[str, list[str]]
+    orders: dict[str, list[str]]
     metrics: list[str]
     control: str | None
     folds: bool
@@ -68,7 +88,8 @@ def run_grid(arguments: list[str]) -> None:
     """Runs the points of a grid file that aren't done, and tabulates all.
 
     Args:
-        arguments: `FILE [--seeds N ...] [--rows NAME ...] [--output DIR] [--jobs N] [--dry-run] [-- options]`.
+        arguments: `FILE [--seeds N ...] [--rows NAME ...] [--output DIR] [--figures FILE] [--jobs N] [--dry-run]
+            [-- options]`.
 
     Raises:
         ValueError: If the file is no grid.
@@ -85,11 +106,34 @@ def run_grid(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="Seeds instead of those of the file.")
     parser.add_argument("--rows", nargs="+", help="These rows only, and those that they start from.")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="Folder of all runs.")
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        help="CSV file that gets a line of figures as each run ends. Runs that have a line there aren't trained again, "
+        "unless others start from them.",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="Runs at a time, with one thread each if several.")
     parser.add_argument("--dry-run", action="store_true", help="Show the points and their commands only.")
     chosen = parser.parse_args(own)
     grid = read_grid(chosen.file, chosen.seeds, chosen.rows, extra)
-    runner = Runner(grid.name, grid.points, chosen.output)
+    file = FiguresFile(chosen.figures, tuple(grid.points[0].values)) if chosen.figures else None
+    rows_of = {point.run: name for name, row in grid.rows.items() for point in row.points}
+    figures: dict[str, dict[str, float]] = {}
+    for point in grid.points if file else ():
+        if (found := file.find(rows_of[point.run], point.values)) is not None:
+            figures[point.run] = found
+
+    def record(point: Point, folder: Path) -> None:
+        run = load_run(folder)
+        if run is None or point.run in figures:
+            return
+        metrics = [*run.means, BELOW_ONE, *grid.metrics, *map(iou_column, run.classes)]
+        stamp = read_stamp(folder)
+        figures[point.run] = {name: stamp[name] for name in (MINUTES,) if name in stamp} | figures_of(run, metrics)
+        if file:
+            file.add(rows_of[point.run], point.values, figures[point.run])
+
+    runner = Runner(grid.name, _left(grid.points, figures), chosen.output, record)
     if chosen.dry_run:
         runner.show()
         return
@@ -97,8 +141,17 @@ def run_grid(arguments: list[str]) -> None:
     left = ([point for point in row.points if point.run in to_do] for row in grid.rows.values())
     runner.check(points[0] for points in left if points)
     runner.run(chosen.jobs)
-    tabulate(grid, runner, chosen.output / grid.name)
+    tabulate(grid, runner, figures, chosen.output / grid.name)
     runner.require_all()
+
+
+def _left(points: Sequence[Point], known: Mapping[str, Any]) -> list[Point]:
+    """The points without figures, and those that these start from."""
+    wanted = {point.run for point in points if point.run not in known}
+    for point in reversed(points):
+        if point.run in wanted:
+            wanted.update(point.needs)
+    return [point for point in points if point.run in wanted]
 
 
 def read_grid(
@@ -110,7 +163,8 @@ def read_grid(
     `config` (file), `command` (`fit`, `validate` or `test`), `run` (name of the run, its folder below the output
     folder), and `options`, a list which is added to that of the top. Further settings of a row are its `title` and its
     `parent`, a row above it that it belongs to. At the top stand `name`, `seeds`, `axes` (further values that make
-    points, such as `fold: [0, 1]`), `tables` (title to list of rows), `metrics`, `control` and `folds`.
+    points, such as `fold: [0, 1]`), `tables` (title to list of rows), `orders` (name of an order that is claimed to its
+    rows, the lowest first), `metrics`, `control` and `folds`.
 
     In `config`, `run` and `options`, `{seed}`, `{row}`, `{parent}` and the names of axes in braces stand for their
     values, and `{run:ROW}` in `options` for the run folder of a row above, of the same seed.
@@ -144,62 +198,79 @@ def read_grid(
     _require_distinct(path, points)
     shown = [name for name in rows if chosen is None or name in chosen]
     tables = content.get("tables") or {content.get("name") or path.stem: list(settings)}
+    orders = content.get("orders") or {}
     control = content.get("control")
-    for what, several in (("metrics", content.get("metrics") or []), *((f"tables: {t}", n) for t, n in tables.items())):
+    for what, several in (
+        ("metrics", content.get("metrics") or []),
+        *((f"tables: {title}", names) for title, names in tables.items()),
+        *((f"orders: {title}", names) for title, names in orders.items()),
+    ):
         _require_list(f"{path}: {what}", several)
-    for name in [*itertools.chain(*tables.values()), *([control] if control else [])]:
-        _require_row(f"{path}: tables and control", name, settings)
+    for name in [*itertools.chain(*tables.values(), *orders.values()), *([control] if control else [])]:
+        _require_row(f"{path}: tables, orders and control", name, settings)
     return Grid(
         name=content.get("name") or path.stem,
         rows=rows,
         points=points,
         tables={title: left for title, names in tables.items() if (left := [name for name in names if name in shown])},
+        orders={title: [name for name in names if name in shown] for title, names in orders.items()},
         metrics=content.get("metrics") or [],
         control=control,
         folds=bool(content.get("folds")),
     )
 
 
-def tabulate(grid: Grid, runner: Runner, folder: Path) -> None:
-    """Prints the tables of a grid and writes `table.csv` and `report.html`, or of folds `<row>_folds.csv`.
+def tabulate(grid: Grid, runner: Runner, figures: Mapping[str, Mapping[str, float]], folder: Path) -> None:
+    """Prints the tables of a grid and writes `table.csv`, `orders.csv` and `report.html`; of folds `<row>_folds.csv`.
 
-    The file has all classes and means beside the grid's metrics. Tables and pages that are there already are kept as
-    `<stem>.<n><suffix>`.
+    `table.csv` has all classes and means beside the grid's metrics, `report.html` the runs whose folders are there.
+    Tables and pages that are there already are kept as `<stem>.<n><suffix>`.
     """
     console = rich.get_console()
-    folders = {point.run: runner.folder(point) for point in grid.points}
+    folders = {point.run: runner.folder(point) for point in runner.points}
     if grid.folds:
         for name in dict.fromkeys(itertools.chain(*grid.tables.values())):
             if done := [found for point in grid.rows[name].points if (found := folders[point.run])]:
                 report_folds(done, folder / f"{name}_folds.csv")
         return
-    runs = {run: loaded for run, place in folders.items() if (loaded := load_run(place))}
-    tables = {title: {name: _runs_of(grid.rows[name], runs) for name in names} for title, names in grid.tables.items()}
-    shown = [run for table in tables.values() for row in table.values() for run in row.values()]
-    if not shown:
+    if not figures:
         return
+    titles = {name: row.title for name, row in grid.rows.items()}
+    rows = {name: _seeds_of(row, figures) for name, row in grid.rows.items()}
+    known = list(dict.fromkeys(metric for found in figures.values() for metric in found))
     scores = {}
-    for title, rows in tables.items():
-        metrics = [*map(iou_column, shown[0].classes), *shown[0].means, BELOW_ONE, *grid.metrics]
-        control = grid.control if grid.control in rows else next(iter(rows))
-        scores[title] = score_rows(rows, metrics, control)
-        of_console = grid.metrics or shown[0].means
+    for title, names in grid.tables.items():
+        control = grid.control if grid.control in names else names[0]
+        scores[title] = score_rows({name: rows[name] for name in names}, known, control)
+        of_console = grid.metrics or [metric for metric in known if is_mean(metric)]
         visible = sorted(
             (score for score in scores[title] if score.metric in of_console),
             key=lambda score: of_console.index(score.metric),
         )
-        console.print(scores_table(title, visible, {name: row.title for name, row in grid.rows.items()}))
-    print_notes(shown, console)
-    text, written = scores_text(scores), folder / "table.csv"
-    if not written.is_file() or written.read_text(encoding="utf-8") != text:
-        write_beside_older(written, text)
-    page = build_report([run.folder for run in shown], folder / "report.html")
-    for path in (written, page):
+        console.print(scores_table(title, visible, titles))
+    files = {folder / "table.csv": scores_text(scores)}
+    if steps := order_steps(rows, grid.orders, (grid.metrics or [mean_column()])[0]):
+        console.print(orders_table(steps, titles))
+        files[folder / "orders.csv"] = orders_text(steps)
+    for path, text in files.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_beside_older(path, text)
+    shown = set(itertools.chain(*grid.tables.values()))
+    runs = [
+        run
+        for name in grid.rows
+        if name in shown
+        for point in grid.rows[name].points
+        if (run := load_run(folders.get(point.run)))
+    ]
+    print_notes(runs, console)
+    pages = [build_report([run.folder for run in runs], folder / "report.html")] if runs else []
+    for path in (*files, *pages):
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 
-def _runs_of(row: Row, runs: Mapping[str, Run]) -> dict[Any, Run]:
-    return {tuple(point.values.items()): runs[point.run] for point in row.points if point.run in runs}
+def _seeds_of(row: Row, figures: Mapping[str, Mapping[str, float]]) -> Seeds:
+    return {tuple(point.values.items()): figures[point.run] for point in row.points if point.run in figures}
 
 
 def _row_settings(path: Path, name: str, content: Mapping[str, Any]) -> dict[str, Any]:

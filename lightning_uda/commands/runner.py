@@ -10,7 +10,8 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from lightning_uda.files import locked, replace_file, versions
 from lightning_uda.report import ReportError, Run, load_runs
 
 STAMP = "point.json"
-"""Name of the file that a run folder gets when its point is done; it holds the arguments of the run."""
+"""Name of the file that a run folder gets when its point is done; it holds the arguments of the run and its minutes."""
 
 CONSOLE = "console_{}.txt"
 """Name of the file with what a run printed, where several run at once; it lies beside the run folder."""
@@ -69,10 +70,18 @@ class Runner:
         title: Heading of every point on the console.
         points: The grid, in the order of training; those that others start from before these.
         output: Folder of all runs.
+        when_done: Called with each point that is done, now or before, and its run folder; in the order in which they
+            end, one at a time.
     """
 
-    def __init__(self, title: str, points: Sequence[Point], output: Path) -> None:
-        self.title, self.points, self.output = title, points, output
+    def __init__(
+        self,
+        title: str,
+        points: Sequence[Point],
+        output: Path,
+        when_done: Callable[[Point, Path], None] = lambda point, folder: None,
+    ) -> None:
+        self.title, self.points, self.output, self.when_done = title, points, output, when_done
         self.failed: list[Point] = []
         self.passed_over: list[Point] = []
         self._by_run = {point.run: point for point in points}
@@ -86,7 +95,7 @@ class Runner:
             return None
         arguments = self.arguments(point)
         for folder in versions(self.output / point.run):
-            if _stamped(folder / STAMP) == arguments:
+            if read_stamp(folder).get("arguments") == arguments:
                 return folder
         return None
 
@@ -169,6 +178,9 @@ class Runner:
         while (point := self._next()) is not None:
             try:
                 ended_well = self._train(point, jobs)
+                if ended_well and (folder := self.folder(point)):
+                    with self._changed:
+                        self.when_done(point, folder)
             except (OSError, ValueError) as error:  # such as a full disk, or a damaged stamp
                 rich.get_console().print(f"{point.name}: {error}", markup=False, soft_wrap=True)
                 ended_well = False
@@ -209,7 +221,7 @@ class Runner:
         return True
 
     def _train_in_process(self, point: Point, place: Path, jobs: int) -> bool:
-        arguments, before = self.arguments(point), versions(place)
+        arguments, before, start = self.arguments(point), versions(place), time.monotonic()
         command = [sys.executable, "-m", "lightning_uda", *self.command(point)]
         environment = {"WANDB_MODE": "disabled", **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {}), **os.environ}
         if jobs > 1:
@@ -226,8 +238,10 @@ class Runner:
         if status or not new:
             return False
 
+        stamp = {"arguments": arguments, "minutes": (time.monotonic() - start) / 60}
+
         def write(path: Path) -> None:
-            path.write_text(json.dumps({"arguments": arguments}, indent=1) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
 
         replace_file(new[-1] / STAMP, write)
         return True
@@ -249,12 +263,13 @@ class Runner:
         sys.exit(f"stopped in {_names([self._by_run[run] for run in running])}; the same command goes on with it.")
 
 
-def _stamped(stamp: Path) -> Any:
-    """Arguments that a stamp holds; `None` if there is none, or it is damaged, so that the point counts as not done."""
+def read_stamp(folder: Path) -> dict[str, Any]:
+    """What the stamp of a run folder holds; nothing if there is none, or it is damaged: the point isn't done then."""
     try:
-        return json.loads(stamp.read_text(encoding="utf-8"))["arguments"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def load_run(folder: Path | None) -> Run | None:

@@ -10,7 +10,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import cv2
 import numpy as np
@@ -201,6 +201,10 @@ class RareClassStream:
         return crop_sample(self.origin.dataset.load_image(index), label, self.origin.transform, seed)
 
 
+TailClasses = int | Literal["gap"] | Sequence[str]
+"""How DSP's long-tail set is chosen; see `long_tail_classes`."""
+
+
 class LongTail:
     """Long-tail sampling of DSP: samples of k crops, each with another rare class in sight, for the stream `tail`.
 
@@ -208,15 +212,13 @@ class LongTail:
 
     Args:
         k: Classes drawn in a training step.
-        classes: What they are drawn from: the number of classes that the fewest images hold (K of Eq. 1), or names.
+        classes: What they are drawn from, as in `long_tail_classes`.
         max_tries: Images and crops tried for a class before it is left out of a sample.
         all_chosen_classes: Whether the pixels of all k classes are kept in each of the crops (Algorithm 1 of the paper
             to the letter), not only those of the class that it was drawn for (the published program).
     """
 
-    def __init__(
-        self, k: int, classes: int | Sequence[str], max_tries: int = 100, all_chosen_classes: bool = False
-    ) -> None:
+    def __init__(self, k: int, classes: TailClasses, max_tries: int = 100, all_chosen_classes: bool = False) -> None:
         self.k = k
         self.classes = classes
         self.max_tries = max_tries
@@ -244,12 +246,13 @@ class LongTail:
         return LongTailStream(origin, images, self.k, self.max_tries, self.all_chosen_classes)
 
 
-def long_tail_classes(statistics: ClassStatistics, wanted: int | Sequence[str]) -> list[int]:
+def long_tail_classes(statistics: ClassStatistics, wanted: TailClasses) -> list[int]:
     """The long-tail set of DSP: train ids of the classes that the fewest images hold (Eq. 1), or of those named.
 
     Args:
         statistics: Counts of the source set.
-        wanted: K, how many are chosen, or the names of those to take.
+        wanted: K, how many are chosen; "gap" for the K, up to half of the classes, behind which the number of images
+            rises by the largest factor, so that classes of like frequency stay together; or the names of those to take.
 
     Returns:
         The rarest first, or in the order of the names.
@@ -258,6 +261,10 @@ def long_tail_classes(statistics: ClassStatistics, wanted: int | Sequence[str]) 
         ValueError: If fewer than K classes occur, or if a name is unknown or in no image.
     """
     images = statistics.images
+    if wanted == "gap":
+        rising = np.sort(images[images > 0])
+        factors = rising[1:] / rising[:-1]
+        wanted = 1 + int(np.argmax(factors[: len(rising) // 2])) if len(rising) > 1 else len(rising)
     if isinstance(wanted, int):
         if wanted > (held := int((images > 0).sum())):
             raise ValueError(

@@ -30,7 +30,8 @@ class DSP(TeacherModule):
         beta: Opacity of the paste, 0-1; 1 is a hard paste.
         long_tail_k: Long-tail classes pasted per step; 0 pastes none.
         long_tail_classes: What they are drawn from: the number of least frequent source classes (K; 5 for GTA5, 4 for
-            SYNTHIA), or their names, for the callback `LongTailStatistics` that the method brings.
+            SYNTHIA), "gap" for those in front of the largest rise of frequency, or their names, for the callback
+            `LongTailStatistics` that the method brings.
         soft_labels_over: What the loss of the mixed source images is a mean over (Eq. 6, which has sums): "valid", each
             of its two terms over its own pixels that aren't void (the program of September 2021), or "all" pixels
             (that of July 2021).
@@ -54,7 +55,7 @@ class DSP(TeacherModule):
         *,
         beta: float = 0.8,
         long_tail_k: int = 2,
-        long_tail_classes: int | list[str] = 5,
+        long_tail_classes: int | Literal["gap"] | list[str] = 5,
         soft_labels_over: Literal["valid", "all"] = "valid",
         consistency: Consistency = ConfidenceConsistency(),
         feature_alignment: FeatureMMD | None = FeatureMMD(),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
 
 from rich.table import Table
+from scipy.stats import t
 
 from lightning_uda.metrics import iou_column, mean_label
 from lightning_uda.metrics.columns import is_mean
@@ -16,8 +19,11 @@ from lightning_uda.tables import Row, console_table, csv_text
 BELOW_ONE = "classes_below_1"
 """Metric: number of classes whose IoU stays below 1 %; classes that are absent don't count."""
 
-Seeds = Mapping[Hashable, Run]
-"""Runs of a row by what tells them from each other: their seed, and the values of further axes."""
+Figures = Mapping[str, float]
+"""Value of each metric of a run; metrics that have nothing to measure aren't in it."""
+
+Seeds = Mapping[Hashable, Figures]
+"""Figures of a row's runs by what tells them from each other: their seed, and the values of further axes."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,18 @@ class Spread:
         """The spread of some values."""
         mean = statistics.mean(values) if values else None
         return cls(len(values), mean, statistics.stdev(values) if len(values) > 1 else None)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the 95 % interval of the mean (Student's t); `None` below two measurements."""
+        if self.deviation is None:
+            return None
+        return float(t.ppf(0.975, self.count - 1)) * self.deviation / sqrt(self.count)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the 95 % interval of the mean leaves out 0."""
+        return self.mean is not None and self.half_width is not None and abs(self.mean) > self.half_width
 
 
 @dataclass(frozen=True)
@@ -64,8 +82,8 @@ def score_rows(rows: Mapping[str, Seeds], metrics: Iterable[str], control: str) 
     """Scores of all rows.
 
     Args:
-        rows: Runs of each row.
-        metrics: What to tabulate, as for `metric_of`.
+        rows: Figures of each row.
+        metrics: What to tabulate.
         control: The row that the others are compared with, seed by seed.
 
     Returns:
@@ -79,7 +97,6 @@ def score_rows(rows: Mapping[str, Seeds], metrics: Iterable[str], control: str) 
     for row in rows:
         for metric in dict.fromkeys(name for _, name in measured):
             values, others = measured[row, metric], measured.get((control, metric), {})
-            pairs = [value - others[seed] for seed, value in values.items() if seed in others]
             compared = row != control
             scores.append(
                 Score(
@@ -87,10 +104,109 @@ def score_rows(rows: Mapping[str, Seeds], metrics: Iterable[str], control: str) 
                     metric,
                     Spread.of(list(values.values())),
                     control if compared else None,
-                    Spread.of(pairs) if compared else None,
+                    _difference(values, others) if compared else None,
                 )
             )
     return scores
+
+
+@dataclass(frozen=True)
+class OrderStep:
+    """Two neighbours of an order that a paper claims.
+
+    Attributes:
+        order: Name of the order.
+        lower: The row that should be lower.
+        higher: The row that should be higher.
+        metric: The metric.
+        difference: Higher less lower, over the seeds that measured both.
+    """
+
+    order: str
+    lower: str
+    higher: str
+    metric: str
+    difference: Spread
+
+    @property
+    def holds(self) -> str:
+        """Says "yes" or "no" where the 95 % interval of the difference leaves out 0, else "not resolved"."""
+        if not self.difference.resolved:
+            return "not resolved"
+        return "yes" if (self.difference.mean or 0) > 0 else "no"
+
+
+def order_steps(rows: Mapping[str, Seeds], orders: Mapping[str, Sequence[str]], metric: str) -> list[OrderStep]:
+    """Paired differences between the neighbours of orders.
+
+    Args:
+        rows: Figures of each row.
+        orders: Rows of each order by its name, the lowest first. Rows without figures are left out, so that those
+            beside them become neighbours.
+        metric: The metric.
+    """
+    return [
+        OrderStep(
+            order, lower, higher, metric, _difference(_measured(rows[higher], metric), _measured(rows[lower], metric))
+        )
+        for order, names in orders.items()
+        for lower, higher in pairwise(name for name in names if rows.get(name))
+    ]
+
+
+def orders_table(steps: Sequence[OrderStep], titles: Mapping[str, str]) -> Table:
+    """The steps of orders with their differences, and whether they hold."""
+    most = max(step.difference.count for step in steps)
+    lines = [
+        Row(step.order, [titles[step.lower], titles[step.higher], _text(step.difference, most, sign="+"), step.holds])
+        for step in steps
+    ]
+    table = console_table(
+        "Orders", ["order", "from", "to", f"difference, {metric_label(steps[0].metric)}", "holds"], lines
+    )
+    table.caption = (
+        "Mean ± standard deviation of the paired differences; a step holds if their 95 % interval is above 0."
+    )
+    return table
+
+
+def orders_text(steps: Sequence[OrderStep]) -> str:
+    """The steps of orders as CSV.
+
+    Returns:
+        Columns `order`, `lower`, `higher`, `metric`, `pairs`, `difference`, `difference_deviation`, `half_width` of the
+        95 % interval, and `holds`.
+    """
+    lines = [
+        [
+            step.order,
+            step.lower,
+            step.higher,
+            step.metric,
+            *_cells(step.difference),
+            _rounded(step.difference.half_width),
+            step.holds,
+        ]
+        for step in steps
+    ]
+    columns = [
+        "order",
+        "lower",
+        "higher",
+        "metric",
+        "pairs",
+        "difference",
+        "difference_deviation",
+        "half_width",
+        "holds",
+    ]
+    return csv_text(columns, lines)
+
+
+def figures_of(run: Run, metrics: Iterable[str]) -> dict[str, float]:
+    """The metrics of a run that have something to measure, as for `metric_of`."""
+    found = {metric: metric_of(run, metric) for metric in metrics}
+    return {metric: value for metric, value in found.items() if value is not None}
 
 
 def metric_of(run: Run, metric: str) -> float | None:
@@ -160,8 +276,11 @@ def metric_label(metric: str) -> str:
 
 
 def _measured(runs: Seeds, metric: str) -> dict[Hashable, float]:
-    values = {seed: metric_of(run, metric) for seed, run in runs.items()}
-    return {seed: value for seed, value in values.items() if value is not None}
+    return {seed: figures[metric] for seed, figures in runs.items() if metric in figures}
+
+
+def _difference(values: Mapping[Hashable, float], others: Mapping[Hashable, float]) -> Spread:
+    return Spread.of([value - others[seed] for seed, value in values.items() if seed in others])
 
 
 def _text(spread: Spread, most: int, sign: str = "") -> str:
@@ -173,5 +292,8 @@ def _text(spread: Spread, most: int, sign: str = "") -> str:
 
 
 def _cells(spread: Spread) -> list[float | None]:
-    numbers = (None if value is None else round(value, 4) for value in (spread.mean, spread.deviation))
-    return [spread.count, *numbers]
+    return [spread.count, _rounded(spread.mean), _rounded(spread.deviation)]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

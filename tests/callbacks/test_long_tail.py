@@ -44,6 +44,10 @@ class Pasting(SourceOnly):
         return super().training_step(batch, batch_idx)
 
 
+class OnePasted(Pasting):
+    long_tail_k = 1
+
+
 class NotPasting(SourceOnly):
     long_tail_k = 0
 
@@ -209,6 +213,39 @@ def test_a_choice_that_does_not_fit_is_refused_before_training(arguments, messag
     with pytest.raises(ValueError, match=message):
         fit(LongTailStatistics(**arguments), module=module)
     assert module.tails == []
+
+
+class NearlyAsRare(TinyDataset):
+    """Class 1 in two images, class 2 in three, class 0 in all ten."""
+
+    def load_label(self, index):
+        label = super().load_label(index)
+        held = [0, *([1] if index in (2, 5) else []), *([2] if index in (4, 7, 9) else [])]
+        return np.where(np.isin(label, held), label, 255).astype(np.uint8)
+
+
+def test_a_class_left_out_that_is_nearly_as_rare_is_warned_of(console, caplog):
+    module, data = OnePasted(), tiny_data(source=NearlyAsRare(seed=1), val=None)
+    fit(LongTailStatistics(num_classes=1), module=module, data=data)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "most frequent class (2 images): Pole (3 images); expected a gap between both" in warning
+    assert "--model.long_tail_classes gap" in warning
+
+
+def test_a_tail_behind_a_gap_is_not_warned_of(console, caplog):
+    fit(LongTailStatistics(num_classes="gap"), module=OnePasted())
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_the_share_of_each_class_is_logged(tmp_path, console):
+    module = fit(LongTailStatistics(num_classes=2), tmp_path, max_steps=4)
+    rows = [row for row in read(tmp_path / "run/version_0/metrics.csv") if row["train/tail_pixels_Building"]]
+    assert len(rows) == len(module.tails) == 4
+    for row, tail in zip(rows, module.tails, strict=True):
+        masks = tail["mask"].numpy()
+        for name, c in (("Building", 1), ("Pole", 2)):
+            shares = [np.mean([(sample == c).any(0).mean()]) for sample in masks]
+            assert float(row[f"train/tail_pixels_{name}"]) == pytest.approx(np.mean(shares), abs=1e-6)
 
 
 def test_a_method_without_tail_classes_is_refused():

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from lightning_uda.__main__ import main
 from lightning_uda.commands import runner as module
+from lightning_uda.commands.figures import FiguresFile
 from lightning_uda.commands.grid import read_grid
 from lightning_uda.commands.runner import STAMP, Runner
-from lightning_uda.tables import append_row
+from lightning_uda.tables import append_row, read_rows
 from tests.report.test_report import CLASSES, write_evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +173,65 @@ def test_a_stopped_grid_goes_on_by_the_same_command(trainings, capsys):
     main(["grid", "grid.yaml"])
     assert trainings == []
     assert len(list(Path("runs/tiny").glob("*.csv"))) == 1, "an equal table isn't kept twice"
+
+
+def test_each_run_appends_its_figures_and_is_not_trained_again_anywhere(trainings, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_uda.commands.figures._about", lambda: ("2026-01-02", "abc", "CPU", "2.15"))
+    write_grid(metrics=["miou", "train/tail_classes"])
+    trainings.results["tiny/seed_1/second"] = KeyboardInterrupt
+    with pytest.raises(SystemExit, match="stopped in second, seed 1"):
+        main(["grid", "grid.yaml", "--figures", "kept/figures.csv"])
+    with Path("kept/figures.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["row"], line["seed"], float(line["miou"])) for line in lines] == [
+        *[("first", "0", 20.0), ("second", "0", 31.0), ("first", "1", 22.0)]
+    ]
+    assert [lines[0][name] for name in ("date", "commit", "machine", "torch")] == ["2026-01-02", "abc", "CPU", "2.15"]
+    assert all(0 <= float(line["minutes"]) < 1 for line in lines)
+    assert float(lines[2]["train/tail_classes"]) == 1
+
+    trainings.clear()
+    trainings.results.clear()
+    elsewhere = ["grid", "grid.yaml", "--figures", "kept/figures.csv", "--output", "elsewhere"]
+    main(elsewhere)
+    assert runs_of(trainings) == ["tiny/seed_1/first", "tiny/seed_1/second"], "the second row starts from the first"
+    assert table("elsewhere/tiny/table.csv")["second", "miou"]["mean"] == "29.0"
+    assert len(Path("kept/figures.csv").read_text().splitlines()) == 5
+    trainings.clear()
+    main([*elsewhere[:-1], "third_place"])
+    assert trainings == []
+    assert table("third_place/tiny/table.csv") == table("elsewhere/tiny/table.csv")
+    assert capsys.readouterr().out.splitlines()[-1] == "third_place/tiny/table.csv"
+
+
+def test_figures_say_how_they_came_about(tmp_path):
+    FiguresFile(tmp_path / "figures.csv", ("seed",)).add("first", {"seed": 3}, {"miou": 12.34567})
+    (line,) = read_rows(tmp_path / "figures.csv")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"])
+    assert (line["commit"], line["torch"], line["miou"]) == ("", torch.__version__, "12.3457")  # no repository here
+    assert FiguresFile(tmp_path / "figures.csv", ("seed",)).find("first", {"seed": 3}) == {"miou": 12.3457}
+
+
+def test_figures_of_another_grid_are_refused(trainings):
+    Path("figures.csv").write_text("row,fold,miou\na,1,2\n")
+    with pytest.raises(SystemExit, match=r"figures.csv: found no column 'seed' in \['row', 'fold', 'miou'\]"):
+        main(["grid", str(write_grid()), "--figures", "figures.csv"])
+
+
+def test_orders_are_judged_by_the_paired_interval(trainings, capsys):
+    miou = {"low": (20.0, 21.0, 22.0), "high": (25.0, 26.1, 27.2), "near": (25.1, 28.0, 25.0)}
+    MIOU.update({(row, seed): value for row, values in miou.items() for seed, value in enumerate(values)})
+    rows = {row: {"config": "a.yaml"} for row in miou}
+    write_grid(rows=rows, seeds=[0, 1, 2], orders={"ours": ["low", "high", "near", "low"]})
+    main(["grid", "grid.yaml"])
+    with Path("runs/tiny/orders.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    assert [(step["lower"], step["higher"], step["holds"]) for step in steps] == [
+        *[("low", "high", "yes"), ("high", "near", "not resolved"), ("near", "low", "no")]
+    ]
+    assert float(steps[0]["difference"]) == pytest.approx(5.1)
+    assert float(steps[0]["half_width"]) == pytest.approx(4.30265 * 0.1 / 3**0.5, abs=1e-3)
+    assert "not resolved" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ['{"argu', "{}", "[]"])
@@ -331,8 +392,10 @@ def test_two_grids_at_once_train_no_point_twice(trainings):
         ({"rows": {"a": {"options": ["--x={run:b-c}"]}}}, "row a starts from 'b-c'; expected a row above it"),
         ({"tables": {"T": "first"}}, "tables: T: found 'first'; expected a list"),
         ({"metrics": "miou"}, "metrics: found 'miou'; expected a list"),
-        ({"tables": {"T": ["none"]}}, "tables and control: found no row 'none'"),
-        ({"control": "none"}, "tables and control: found no row 'none'"),
+        ({"tables": {"T": ["none"]}}, "tables, orders and control: found no row 'none'"),
+        ({"control": "none"}, "tables, orders and control: found no row 'none'"),
+        ({"orders": {"O": ["none"]}}, "tables, orders and control: found no row 'none'"),
+        ({"orders": {"O": "first"}}, "orders: O: found 'first'; expected a list"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )

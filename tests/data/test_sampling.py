@@ -111,6 +111,20 @@ def test_classes_can_be_named():
 
 
 @pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ([100, 6, 5, 90, 24], [2, 1]),  # rises by 1.2, 4, 3.75 and 1.1
+        ([100, 0, 5, 90, 24], [2]),  # a class without images is no class; 5 to 24 is the largest rise
+        ([100, 99, 1, 50, 49], [2]),
+        ([10, 20, 100, 5000], [0, 1]),  # the rise behind the upper half isn't looked at
+        ([7], [0]),
+    ],
+)
+def test_the_largest_rise_of_frequency_can_choose(images, expected):
+    assert long_tail_classes(made_of_images(images, max(images)), "gap") == expected
+
+
+@pytest.mark.parametrize(
     ("wanted", "message"),
     [
         (4, r"num_classes: found 4, but the source labels hold 3 of the 4 classes; expected a number up to 3"),

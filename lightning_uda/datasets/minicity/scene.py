@@ -123,11 +123,11 @@ def _place_figures(canvas: Canvas, style: Style, street: Street) -> list[Thing]:
     for share, draw in ((scene.motorcycle, figures.draw_motorcycle), (scene.bicycle, figures.draw_bicycle)):
         if canvas.chance(share):
             for _ in range(canvas.count((1, 2))):
-                x, z = _spot(canvas, street, canvas.uniform(scene.small_depth), 2.0, 0.6)
+                x, z = _spot(canvas, street, canvas.uniform(scene.two_wheeler_depth), 2.0, 0.6)
                 ridden = canvas.chance(scene.ridden)
                 things.append((z, partial(draw, canvas, palette, x, z, ridden)))
     for _ in range(canvas.count(scene.persons)):
-        x, z = _spot(canvas, street, canvas.uniform(scene.small_depth) * canvas.uniform((1.0, 1.3)), 0.7, 0.4)
+        x, z = _spot(canvas, street, canvas.uniform(scene.person_depth) * canvas.uniform((1.0, 1.3)), 0.7, 0.4)
         things.append((z, partial(figures.draw_person, canvas, palette, x, z)))
     return things + _place_furniture(canvas, style, street)
 

@@ -32,17 +32,18 @@ class SceneStatistics:
         persons: Number of persons on foot.
         trees: Number of street trees.
         poles: Number of poles with or without lamp, sign or light.
-        vehicle_depth: Distance of trucks, buses and trains.
-        small_depth: Distance of persons, bicycles and motorcycles.
-        wall: Probability of a wall along the left or the right.
-        fence: Probability of a fence along the left or the right.
-        verge: Probability, per side, of a grass strip.
         train: Probability of a train.
         bus: Probability of a bus.
         truck: Probability of a truck.
         motorcycle: Probability of motorcycles.
         bicycle: Probability of bicycles.
         ridden: Probability that a bicycle or motorcycle carries a rider.
+        vehicle_depth: Distance of trucks, buses and trains.
+        person_depth: Distance of persons.
+        two_wheeler_depth: Distance of bicycles and motorcycles.
+        wall: Probability of a wall along the left or the right.
+        fence: Probability of a fence along the left or the right.
+        verge: Probability, per side, of a grass strip.
         hood: Probability that the own car's hood shows (void).
         clutter: Probability of bins and boxes (void).
     """
@@ -60,17 +61,18 @@ class SceneStatistics:
     persons: tuple[int, int]
     trees: tuple[int, int]
     poles: tuple[int, int]
-    vehicle_depth: Range = (6.5, 16.0)
-    small_depth: Range = (4.5, 11.0)
+    train: float
+    bus: float
+    truck: float
+    motorcycle: float
+    bicycle: float
+    ridden: float
+    vehicle_depth: Range = (9.0, 26.0)
+    person_depth: Range = (4.5, 11.0)
+    two_wheeler_depth: Range = (7.0, 16.0)
     wall: float = 0.32
     fence: float = 0.36
     verge: float = 0.5
-    train: float = 0.12
-    bus: float = 0.22
-    truck: float = 0.22
-    motorcycle: float = 0.21
-    bicycle: float = 0.36
-    ridden: float = 0.55
     hood: float = 0.3
     clutter: float = 0.25
 
@@ -163,6 +165,12 @@ SOURCE = Style(
         persons=(1, 4),
         trees=(2, 6),
         poles=(2, 4),
+        train=0.02,
+        bus=0.05,
+        truck=0.24,
+        motorcycle=0.035,
+        bicycle=0.055,
+        ridden=0.55,
     ),
     Palette(
         sky_top=((70, 140, 225), (50, 115, 215), (95, 165, 235), (150, 186, 220)),
@@ -217,6 +225,12 @@ TARGET = Style(
         persons=(1, 5),
         trees=(2, 7),
         poles=(3, 5),
+        train=0.06,
+        bus=0.10,
+        truck=0.18,
+        motorcycle=0.16,
+        bicycle=0.40,
+        ridden=0.45,
         hood=0.55,
     ),
     Palette(

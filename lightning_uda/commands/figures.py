@@ -1,0 +1,73 @@
+"""A file of figures of finished runs, which can be committed, so that nobody has to train them again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_uda.files import locked
+from lightning_uda.tables import append_row, read_rows
+
+_ABOUT = ("date", "commit", "machine", "torch")
+"""Columns that say how a run came about; all others but those of its point are metrics."""
+
+PointKey = tuple[str, ...]
+"""A point: its row, and the values of seed and further axes as text."""
+
+
+class FiguresFile:
+    """A CSV file with a line for each finished run of a grid.
+
+    Columns are `row`, `seed` and further axes, then `date`, `commit` (of the current folder's repository, empty without
+    one), `machine` (the GPU's name, or CPU) and `torch`, then the metrics; an empty cell is a metric that had nothing
+    to measure. A line that is deleted is trained again by the next grid.
+
+    Args:
+        path: The file; made with the first line.
+        axes: Names of the values that make a point, such as `seed`.
+
+    Raises:
+        ValueError: If the file lacks a column of the points.
+    """
+
+    def __init__(self, path: Path, axes: tuple[str, ...]) -> None:
+        self.path, self.axes = path, axes
+        rows = read_rows(path) if path.is_file() else []
+        for column in ("row", *axes):
+            if rows and column not in rows[0]:
+                raise ValueError(
+                    f"{path}: found no column {column!r} in {list(rows[0])}; expected the figures of this grid. Give "
+                    "another file by --figures."
+                )
+        self.figures = {self._key(row["row"], row): self._metrics(row) for row in rows}
+
+    def find(self, row: str, values: Mapping[str, Any]) -> dict[str, float] | None:
+        """Metrics of a run; `None` if the file has none."""
+        return self.figures.get(self._key(row, values))
+
+    def add(self, row: str, values: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Appends the line of a run, unless it is there; safe while other grids append to the same file."""
+        point = {"row": row, **{axis: values[axis] for axis in self.axes}}
+        with locked(self.path.with_name(f".{self.path.name}.lock")):
+            there = FiguresFile(self.path, self.axes)
+            if there.find(row, values) is None:
+                append_row(self.path, {**point, **dict(zip(_ABOUT, _about(), strict=True)), **figures})
+        self.figures[self._key(row, values)] = dict(figures)
+
+    def _key(self, row: str, values: Mapping[str, Any]) -> PointKey:
+        return (row, *(str(values[axis]) for axis in self.axes))
+
+    def _metrics(self, row: Mapping[str, str]) -> dict[str, float]:
+        own = {"row", *self.axes, *_ABOUT}
+        return {name: float(cell) for name, cell in row.items() if name not in own and cell}
+
+
+def _about() -> tuple[str, str, str, str]:
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return datetime.now(UTC).strftime("%Y-%m-%d"), git.stdout.strip(), machine, torch.__version__
