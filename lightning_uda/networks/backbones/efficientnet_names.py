@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_uda.networks.weights import WeightsError
 
 _AROUND = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_BLOCK_OF_FILE = re.compile(r"_blocks\.(\d+)\.(\w+)\.")
 _BLOCK_OF_TIMM = re.compile(r"blocks\.(\d+)\.(\d+)\.")
 _COUNTER = "num_batches_tracked"
 _HEAD = ("conv_head.", "bn2.", "classifier.")
@@ -47,11 +48,12 @@ def to_timm_names(
         All tensors, those of the layers that only classify included.
 
     Raises:
-        WeightsError: If a tensor is missing, left over or of another shape.
+        WeightsError: If a tensor is missing, left over or of another shape, or the backbone pads otherwise.
     """
     places = sorted({(int(found[1]), int(found[2])) for name in wanted if (found := _BLOCK_OF_TIMM.match(name))})
     renamed = {_renamed(name, places, tensors): tensor for name, tensor in tensors.items()}
     problems = [
+        *(["it pads as TensorFlow does, as timm's networks named tf_... do"] if "tf_" not in backbone else []),
         *(f"{name} isn't in the file" for name in wanted if name not in renamed and not name.endswith(_COUNTER)),
         *(f"{name} belongs to nothing" for name in renamed if name not in wanted and not name.startswith(_HEAD)),
         *(
@@ -61,7 +63,7 @@ def to_timm_names(
         ),
     ]
     if problems:
-        blocks = len({name.split(".")[1] for name in tensors if name.startswith("_blocks.")})
+        blocks = len({found[1] for name in tensors if (found := _BLOCK_OF_FILE.match(name))})
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise WeightsError(
             f"{source}: found an EfficientNet of {blocks} blocks with the names of efficientnet_pytorch; expected all "
@@ -74,12 +76,13 @@ def to_timm_names(
 
 def _renamed(name: str, places: list[tuple[int, int]], tensors: Mapping[str, Tensor]) -> str:
     """Timm's name, or the name itself where it has none."""
-    layer, _, rest = name.partition(".")
-    if layer != "_blocks":
-        return f"{_AROUND.get(layer, layer)}.{rest}"
-    number, layer, rest = rest.split(".", 2)
+    found = _BLOCK_OF_FILE.match(name)
+    if found is None:
+        layer = name.split(".", 1)[0]
+        return _AROUND.get(layer, layer) + name.removeprefix(layer)
+    number, layer = int(found[1]), found[2]
     layers = _EXPANDING_BLOCK if f"_blocks.{number}._expand_conv.weight" in tensors else _FIRST_BLOCK
-    if int(number) >= len(places) or layer not in layers:
+    if number >= len(places) or layer not in layers:
         return name
-    stage, block = places[int(number)]
-    return f"blocks.{stage}.{block}.{layers[layer]}.{rest}"
+    stage, block = places[number]
+    return f"blocks.{stage}.{block}.{layers[layer]}.{name[found.end() :]}"

@@ -100,6 +100,7 @@ def test_input_is_normalised_to_minus_one_to_one():
             lambda file: file.update({"_blocks.2._se_reduce.bias": torch.zeros(4)}),
             r"_se_reduce\.bias belongs to nothing",
         ),
+        (lambda file: file.update({"_blocks.odd": torch.zeros(4)}), r"_blocks\.odd belongs to nothing"),
         (lambda file: file.update({"_blocks.16._bn0.bias": torch.zeros(4)}), r" of 17 blocks"),
     ],
 )
@@ -118,6 +119,15 @@ def test_another_backbone_is_refused(packaged, backbone, tmp_path):
 
     with pytest.raises(WeightsError, match=rf"all tensors of {backbone}, .* and \d+ more\. Give the weights of this"):
         DeepLabV2(5, backbone, weights=str(tmp_path / "lite0.pth"), min_loaded=0.0)
+
+
+def test_the_same_network_with_other_padding_is_refused(packaged, tmp_path):
+    torch.save(packaged, tmp_path / "lite0.pth")
+
+    with pytest.raises(
+        WeightsError, match=r"tensors of efficientnet_lite0, .* it pads as TensorFlow does.*\. Give the"
+    ):
+        DeepLabV2(5, "efficientnet_lite0", weights=str(tmp_path / "lite0.pth"))
 
 
 def test_counters_may_be_absent(packaged, tmp_path):
