@@ -22,13 +22,13 @@ def camvid(tmp_path):
     rng = np.random.default_rng(0)
     for folder in ("images", "labels"):
         (tmp_path / "camvid" / folder).mkdir(parents=True)
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         cv2.imwrite(str(tmp_path / "camvid/images" / f"{name}.jpg"), rng.integers(0, 256, (48, 64, 3), np.uint8))
         cv2.imwrite(str(tmp_path / "camvid/labels" / f"{name}.png"), rng.integers(0, 11, (48, 64), np.uint8))
     (tmp_path / "camvid/classes.json").write_text(json.dumps({"ids": dict(enumerate(CAMVID.classes)), "ignore": 255}))
     (tmp_path / "camvid_day2dusk").mkdir()
     for split in ("source_train", "target_train"):
-        (tmp_path / "camvid_day2dusk" / f"{split}.txt").write_text("a\nb\nc\n")
+        (tmp_path / "camvid_day2dusk" / f"{split}.txt").write_text("a\nb\nc\nd\n")
     return str(tmp_path / "camvid")
 
 
@@ -46,6 +46,7 @@ def benchmarks(tmp_path_factory):
 
 
 SMALL = {
+    "deeplab_v2_efficientnet_lite0": ["--model.network.weights", "null"],
     "deeplab_v2_resnet50": ["--model.network.pretrained", "false"],
     "deeplab_v2_resnet101": ["--model.network.blocks", "[1,1,1,1]", "--model.network.planes", "[4,4,4,4]"],
     "fcn8s_vgg16": [
@@ -83,6 +84,8 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
     if config.parent.name in ("camvid_day_to_dusk", "folders"):
         for name in ("source", "target", "val"):
             arguments += [f"--data.{name}.root", camvid]
+    if config.parent.name == "camvid_day_to_dusk":
+        arguments += SMALL["deeplab_v2_efficientnet_lite0"]
     if config.parent.name == "folders":
         arguments += ["--data.label_space", "camvid", "--model.network.backbone", "resnet10t"]
         arguments += ["--model.network.pretrained", "false", "--data.source_transform.crop", "[32, 32]"]

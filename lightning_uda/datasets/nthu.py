@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from lightning_uda.data.dataset import DatasetError
+from lightning_uda.datasets.folds import keep_fold, require_fold
 from lightning_uda.datasets.storage import Part, StoredDataset, with_void
 from lightning_uda.label_spaces import NTHU_IDS
 
@@ -65,14 +66,7 @@ class NTHU(StoredDataset):
         list_file = None if split in ("all", "adapt", "score", "train") else split
         super().__init__(root, images, labels if labelled else None, list_file, full_size)
         if fold is not None:
-            self._keep_fold(fold, fold_seed, split == "score")
-
-    def _keep_fold(self, fold: int, seed: int, inside: bool) -> None:
-        held_out = set(deal_folds(self._names, FOLDS, seed)[fold])
-        kept = [i for i, name in enumerate(self._names) if (name in held_out) == inside]
-        self._names = [self._names[i] for i in kept]
-        self._images = [self._images[i] for i in kept]
-        self._labels = [self._labels[i] for i in kept] if self.has_labels else []
+            keep_fold(self, set(deal_folds(self._names, FOLDS, fold_seed)[fold]), inside=split == "score")
 
 
 def deal_folds(names: Sequence[str], folds: int = FOLDS, seed: int = 0) -> list[list[str]]:
@@ -92,10 +86,9 @@ def deal_folds(names: Sequence[str], folds: int = FOLDS, seed: int = 0) -> list[
 
 
 def _require_fold(split: str, fold: int | None) -> None:
-    wanted = split in ("adapt", "score")
-    if wanted and (fold is None or not 0 <= fold < FOLDS):
-        raise DatasetError(f"NTHU: found `split: {split}` with `fold: {fold}`; expected a fold from 0 to {FOLDS - 1}.")
-    if not wanted and fold is not None:
+    if split in ("adapt", "score"):
+        require_fold(fold, FOLDS, f"NTHU: found `split: {split}`")
+    elif fold is not None:
         raise DatasetError(
             f"NTHU: found `fold: {fold}` with `split: {split}`; folds belong to `split: adapt` (the images outside of "
             "the fold) and `split: score` (those in it)."

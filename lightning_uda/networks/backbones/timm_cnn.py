@@ -10,6 +10,7 @@ import timm
 from torch import Tensor
 
 from lightning_uda.networks.backbones.base import Backbone
+from lightning_uda.networks.backbones.efficientnet_names import has_foreign_names, to_timm_names
 from lightning_uda.networks.base import InputNormalization
 from lightning_uda.networks.weights import WeightsError
 
@@ -40,6 +41,7 @@ class TimmCNN(Backbone):
             model.feature_info.reduction(),
             model.feature_info.channels(),
         )
+        self.name = name
         self.model = model
         self.random_weights = not pretrained
 
@@ -48,11 +50,13 @@ class TimmCNN(Backbone):
         return tuple(self.model(inputs))
 
     def translate(self, tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
-        """The tensors as they are: timm's names, or those of a network with this backbone.
+        """An EfficientNet-Lite of `efficientnet_pytorch` under timm's names; any other as it is.
 
         Raises:
-            WeightsError: If they are a Caffe-style DeepLab-v2's.
+            WeightsError: If they are a Caffe-style DeepLab-v2's, or an EfficientNet that isn't this backbone.
         """
+        if has_foreign_names(tensors):
+            return to_timm_names(tensors, self.model.state_dict(), source, self.name)
         if any("layer5." in name for name in tensors):
             raise WeightsError(
                 f"{source}: found a Caffe-style DeepLab-v2 (it has layer5.*), whose blocks put the stride elsewhere "
