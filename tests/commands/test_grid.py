@@ -475,7 +475,7 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
                 assert roots == ["c", "n", "n"]
         seeds = {word for command in commands for word in command if word.startswith("--seed_everything")}
         assert seeds == ({"--seed_everything=0"} if name == "nthu" else {"--seed_everything=4", "--seed_everything=5"})
-        assert len(commands) == {"table": 6, "ablation": 32, "rounds": 8, "nthu": 40}[target]
+        assert len(commands) == {"table": 6, "ablation": 32, "rounds": 18, "nthu": 40}[target]
 
 
 def test_rows_that_several_shipped_grids_train_are_the_same_runs():
