@@ -436,6 +436,19 @@ def test_shipped_grids_are_accepted_by_the_command_line(path, monkeypatch):
     assert len(grid.rows) > 2
 
 
+def test_tables_of_self_training_compare_with_their_control_and_differ_in_the_statistics_alone():
+    grid = read_grid(ROOT / "configs/grids/minicity_rounds.yaml")
+    assert grid.control is None
+    assert [names[0] for names in grid.tables.values()] == ["zero_labels", "zero_labels_frozen"]
+    for name in ("zero_labels", "st", "cbst", "cbst_sp"):
+        pairs = zip(grid.rows[name].points, grid.rows[f"{name}_frozen"].points, strict=True)
+        frozen = "--model.network.init_args.batch_norm=frozen_statistics"
+        assert all(set(other.arguments) - set(one.arguments) == {frozen} for one, other in pairs)
+        assert all(
+            one.arguments[1] == f"--config=configs/experiment/minicity/{name}.yaml" for one in grid.rows[name].points
+        )
+
+
 def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     targets = {"table": "minicity_table", "ablation": "minicity_ablation", "rounds": "minicity_rounds", "nthu": "nthu"}
