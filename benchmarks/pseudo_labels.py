@@ -12,6 +12,7 @@ The target set is that of the run's `config.yaml`, its labels included: nothing 
 
 import argparse
 import statistics
+import warnings
 from pathlib import Path
 
 import torch
@@ -121,6 +122,7 @@ def main(arguments=None):
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders, such as those of one row over seeds.")
     parser.add_argument("--output", type=Path, help="One file for all runs, instead of one in each run's folder.")
     chosen = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
     found = {str(run.folder): figures(run) for run in load_runs(chosen.runs)}
     Console().print(table_of(found))
     lines = {folder: [(folder, *row) for row in rows] for folder, rows in found.items()}

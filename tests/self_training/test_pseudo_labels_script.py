@@ -84,16 +84,18 @@ def test_labels_are_compared_with_the_truth_by_round_and_class(run, capsys):
         known = truth != 255
         close(every["labelled"], percent(labels[known] != 255))
         close(every["right"], percent(truth[known & (labels != 255)] == labels[known & (labels != 255)]))
-        assert 0 < float(every["right"]) < 100
         close(every["miou_after"], mious[number - 1])
         assert f"{mious[number - 1]:.1f}" in printed.splitlines()[-3] + printed.splitlines()[-4]
+    assert any(float(rows[number, "all classes"]["right"]) > 0 for number in (1, 2))
     assert "1 run" in printed
 
 
 def test_several_runs_are_averaged_and_may_go_to_one_file(run, tmp_path, capsys):
     output = tmp_path / "all.csv"
     SCRIPT["main"]([str(run), str(run / "version_0"), "--output", str(output)])
-    assert "2 runs" in capsys.readouterr().out or len(output.read_text().splitlines()) == 1 + 24
+    assert "Pseudo-labels" in capsys.readouterr().out
+    lines = output.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 1 + 2 * 12
     found = {"a": [(1, "x", 1, 1, 50.0, None, None)], "b": [(1, "x", 1, 1, 100.0, None, None)]}
     (_, labelled, right) = SCRIPT["table_of"](found).columns
     assert next(iter(labelled.cells)) == "75.0"

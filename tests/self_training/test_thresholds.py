@@ -223,7 +223,7 @@ def test_a_class_without_a_rank_selects_nothing_unless_its_best_is_wanted(make):
 @pytest.mark.parametrize("min_rank", [0, 1])
 def test_a_portion_of_0_selects_nothing(make, scope, min_rank):
     images = [(torch.tensor([1.0, 1.0, 0.7, 0.6]), torch.tensor([0, 0, 0, 1]))]
-    found = search(make(scope, min_rank, threshold_cap=0.5), 3, images, 0)
+    found = search(make(scope=scope, min_rank=min_rank, threshold_cap=0.5), 3, images, 0)
     assert found.thresholds.isposinf().all()
     assert found.ranks.tolist() == [0, 0, 0]
     assert found.predicted.tolist() == [3, 1, 0]
