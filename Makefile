@@ -59,7 +59,7 @@ table: $(READY)  ## MiniCity over the seeds SEEDS="0 1 2", mean and deviation; J
 ablation: $(READY)  ## The rows of DACS's and DSP's tables on MiniCity; OPTIONS='--trainer.precision bf16-mixed' where that is fast (hours)
 	$(GRID)/minicity_ablation.yaml $(OVER_SEEDS) -- $(OPTIONS)
 
-rounds: $(READY)  ## ST, CBST and CBST-SP on MiniCity from source-only checkpoints, 100 target images, mean and deviation
+rounds: $(READY)  ## ST, CBST, CBST-SP and their zero-label control on MiniCity, BatchNorm in train mode and frozen, mean and deviation
 	$(GRID)/minicity_rounds.yaml $(OVER_SEEDS) -- $(OPTIONS)
 
 nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder

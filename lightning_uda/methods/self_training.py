@@ -68,6 +68,7 @@ class SelfTraining(UDAModule):
         super().__init__(optimizer=optimizer, schedule=_PerRound(schedule, rounds), **common)
         self.rounds = rounds
         self.source_checkpoint = source_checkpoint
+        self._origin: list[str] = []
         self.loss = loss
         self.thresholds = torch.full((self.student.num_classes,), torch.inf)
         self.starting_network = copy.deepcopy(self.student).requires_grad_(False) if loss.needs_probs else None
@@ -91,7 +92,8 @@ class SelfTraining(UDAModule):
             return
         path = find_checkpoint(Path(self.source_checkpoint))
         weights = read_weights(path)
-        found = torch.load(path, map_location="cpu", weights_only=True).get("classes")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found, step = content.get("classes"), content.get("global_step")
         if found is not None and found != list(self.label_space.classes):
             raise ValueError(
                 f"{path}: trained on {len(found)} classes {found}, this run has {self.label_space.num_classes} "
@@ -99,6 +101,12 @@ class SelfTraining(UDAModule):
                 "of this label space as model.source_checkpoint."
             )
         copy_weights(self.student, weights, source=path, min_share=1.0)
+        if step is not None:
+            self._origin = [f"self-training starts from a source checkpoint of step {step}"]
+
+    def notes(self) -> list[str]:
+        """As in the base, and the step of the source checkpoint that the first round starts from."""
+        return [*super().notes(), *self._origin]
 
     def use_thresholds(self, thresholds: Tensor) -> None:
         """Takes over the thresholds of the round that begins or that a run resumes in.

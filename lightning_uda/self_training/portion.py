@@ -30,13 +30,14 @@ class PortionPolicy:
     "p < maximum" before it adds, and so goes past the maximum by a step; this one doesn't.
 
     Args:
-        initial: Portion of round 0, in (0, 1]; a text such as "0.20" or a number.
+        initial: Portion of round 0, in [0, 1]; a text such as "0.20" or a number. A round of portion 0 labels no pixel:
+            the control of self-training, whose target images still pass through the network.
         step: What every round adds; 0 keeps the portion.
         maximum: The portion is never larger.
 
     Raises:
         ValueError: If one of them is no number, has more than six decimals (ranks count in millionths), or they don't
-            satisfy 0 < initial <= maximum <= 1 and step >= 0.
+            satisfy 0 <= initial <= maximum <= 1 and step >= 0.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class PortionPolicy:
         self.initial = _exact("initial", initial)
         self.step = _exact("step", step)
         self.maximum = _exact("maximum", maximum)
-        if not 0 < self.initial <= self.maximum <= 1 or self.step < 0:
+        if not 0 <= self.initial <= self.maximum <= 1 or self.step < 0:
             raise ValueError(
                 f"PortionPolicy: found initial={self.initial}, step={self.step} and maximum={self.maximum}; expected "
-                "0 < initial <= maximum <= 1 and a step of 0 or more, e.g. 0.20, 0.05 and 0.50."
+                "0 <= initial <= maximum <= 1 and a step of 0 or more, e.g. 0.20, 0.05 and 0.50."
             )
 
     def portion(self, round_number: int) -> Decimal:

@@ -64,7 +64,7 @@ class SelfTrainingRounds(Callback):
     Args:
         num_rounds: Number of rounds.
         epochs_per_round: How often a round shows every image of its union.
-        portions: Portion of the target pixels that is labelled, by round.
+        portions: Portion of the target pixels that is labelled, by round; 0 labels none.
         thresholds: How exp(-k) is found; its `scope` tells ST ("global") from CBST ("class").
         inference: How target images are put through the network to label them.
         source_images: Which source images a round trains on.

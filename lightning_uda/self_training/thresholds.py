@@ -54,6 +54,7 @@ class ThresholdSearch(ABC):
         scope: "class": exp(-k_c), one threshold for the pixels that are predicted as each class (CBST, Algorithm 2).
             "global": one threshold for all (ST, Algorithm 1), repeated for each class.
         min_rank: Least rank where there are that many pixels; 1 lets a class with fewer than 1/p pixels keep its best.
+            A portion of 0 selects nothing all the same.
         threshold_cap: Largest threshold; `None` sets no limit, as published.
         conf_stride: Only each such pixel of a class in an image counts, in raster order from the first; 4 in the
             published programs. A batch (N, H, W) is taken image by image.
@@ -150,7 +151,8 @@ class ThresholdSearch(ABC):
         self.counts = self._table.sum(dim=1)
         self.predicted = self.counts if self.conf_stride == 1 else all_reduce(self._predicted.clone())
         listed = self.counts.sum().expand_as(self.counts) if self.scope == "global" else self.counts
-        self.ranks = rank_of(portion, listed).clamp(min=self.min_rank).minimum(listed)
+        least = self.min_rank if portion else 0
+        self.ranks = rank_of(portion, listed).clamp(min=least).minimum(listed)
 
     def _column_of(self, ranks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Columns (C,) that hold the given ranks (C,), and the table (C, width) or (1, width) that was searched.

@@ -62,6 +62,36 @@ def test_training_and_checkpoints_are_those_of_source_only(tmp_path):
     assert plain_miou != adapted_miou
 
 
+def test_statistics_taken_at_the_start_stay_and_are_not_taken_again_on_resuming(tmp_path):
+    def train(steps, ckpt_path=None, **data):
+        module = Seen(tiny_network(batch_norm="frozen_statistics"), "camvid")
+        callbacks = [
+            AdaptBatchNorm(when="start"),
+            ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1),
+        ]
+        settings = {**QUIET, "enable_checkpointing": True, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        trainer = Trainer(max_steps=steps, callbacks=callbacks, default_root_dir=tmp_path, **settings)
+        trainer.fit(module, datamodule=tiny_data(**data), ckpt_path=ckpt_path)
+        return module
+
+    module = train(2)
+    adapted = statistics(module)
+    assert not torch.equal(adapted["running_mean"], statistics(Seen(tiny_network(), "camvid"))["running_mean"])
+    assert all(torch.equal(buffer, module.seen[name]) for name, buffer in adapted.items())
+    resumed = train(4, tmp_path / "step=2.ckpt", target=TinyDataset(seed=8))
+    assert all(torch.equal(buffer, adapted[name]) for name, buffer in statistics(resumed).items())
+    plain = train(4, target=TinyDataset(seed=8))
+    assert not torch.equal(statistics(plain)["running_mean"], adapted["running_mean"])
+
+
+def test_statistics_at_the_start_leave_layers_in_the_mode_of_the_networks_policy():
+    for policy, training in (("train", True), ("frozen_affine", True), ("frozen_statistics", False), ("eval", False)):
+        module = SourceOnly(tiny_network(batch_norm=policy), "camvid")
+        Trainer(max_steps=1, callbacks=[AdaptBatchNorm(when="start")], **QUIET).fit(module, datamodule=tiny_data())
+        layer = module.student.backbone[1]
+        assert (layer.training, layer.momentum) == (training, 0.1)
+
+
 def test_images_are_spread_over_the_set():
     data = tiny_data()
     names = [name for batches in data.target_dataloader(3, 2) for batch in batches for name in batch["name"]]
@@ -89,6 +119,8 @@ def test_what_cannot_work_is_refused():
 
     with pytest.raises(ValueError, match="Plain has no BatchNorm layer"):
         Trainer(callbacks=[AdaptBatchNorm()], **QUIET).validate(SourceOnly(Plain(), "camvid"), datamodule=tiny_data())
+    with pytest.raises(ValueError, match="found when='once'; expected one of"):
+        AdaptBatchNorm(when="once")
     with pytest.raises(ValueError, match="num_images=0"):
         AdaptBatchNorm(num_images=0)
     with pytest.raises(RuntimeError, match=r"data\.target isn't set"):

@@ -1,9 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
+import yaml
+from lightning.pytorch import Callback, Trainer
 
-from lightning_uda.callbacks import SelfTrainingRounds
+from lightning_uda.callbacks import AdaptBatchNorm, SelfTrainingRounds
+from lightning_uda.cli import run_trainer
 from lightning_uda.methods import SelfTraining, SourceOnly
 from lightning_uda.methods.self_training import find_checkpoint
 from lightning_uda.networks import WeightsError
@@ -11,7 +13,8 @@ from lightning_uda.optim import Poly
 from lightning_uda.self_training.losses import LRENT, MRKLD
 from lightning_uda.self_training.scaled_crop import ScaledCrop
 from lightning_uda.self_training.spatial_prior import SpatialPrior
-from tests.fixtures.tiny import tiny_data, tiny_network
+from tests.fixtures.configs import CONFIGS
+from tests.fixtures.tiny import TinyDataset, tiny_data, tiny_network
 
 QUIET = {
     "enable_progress_bar": False,
@@ -79,6 +82,96 @@ def test_the_latest_version_of_a_run_is_taken(tmp_path):
     for path in ("version_11", "nothing"):
         with pytest.raises(FileNotFoundError, match=rf"{path}: found no such file, and no checkpoints/last.ckpt in it"):
             find_checkpoint(tmp_path / path)
+
+
+def test_rounds_start_from_the_last_step_of_the_source_run_not_its_best(tmp_path, monkeypatch):
+    mious = iter([30.0, 20.0, 10.0, 5.0])
+    monkeypatch.setattr(SourceOnly, "_log_miou", lambda self, stage: self.log(f"{stage}/miou", next(mious)))
+    dataset = {"class_path": "tests.fixtures.tiny.TinyDataset"}
+    sets = {name: dataset for name in ("source", "val")}
+    content = {
+        "name": "source_only",
+        "data": {"class_path": "UDADataModule", "init_args": {"label_space": "camvid", "num_workers": 0, **sets}},
+        "model": {
+            "class_path": "SourceOnly",
+            "init_args": {"network": {"class_path": "tests.fixtures.tiny.TinyNetwork"}},
+        },
+        "trainer": {"include": str(CONFIGS / "schedule/minicity.yaml"), "max_steps": 8, "val_check_interval": 2},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    options = ["--output", str(tmp_path), "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
+    source = run_trainer(["fit", "--config", str(tmp_path / "config.yaml"), *options]).model.student.state_dict()
+    folder = tmp_path / "source_only"
+    assert len(list(folder.glob("version_0/checkpoints/best_step2_*.ckpt"))) == 1
+    assert torch.load(find_checkpoint(folder), weights_only=True)["global_step"] == 8
+    module = SelfTraining(
+        network=tiny_network(), label_space="camvid", rounds=one_round(), source_checkpoint=str(folder)
+    )
+    module.trainer = Trainer(**QUIET)
+    module.setup("fit")
+    assert all(torch.equal(tensor, source[name]) for name, tensor in module.student.state_dict().items())
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("schedule/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_schedules_keep_the_last_step_whatever_its_score(path):
+    keepers = [c["init_args"] for c in yaml.safe_load(path.read_text())["callbacks"] if "Checkpoint" in c["class_path"]]
+    last = [kept for kept in keepers if kept.get("filename") == "last" or kept.get("save_last")]
+    assert len(last) == 1
+    assert "monitor" not in last[0]
+
+
+class Statistics(Callback):
+    """Keeps the network as it is before each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append({name: tensor.clone() for name, tensor in pl_module.student.state_dict().items()})
+
+
+MEAN, VAR, SCALE = (f"backbone.1.{name}" for name in ("running_mean", "running_var", "weight"))
+
+
+def rounds_from(path, batch_norm, *callbacks, **trainer):
+    """A run of rounds of a network with this policy; the states before each step and after the last."""
+    seen = Statistics()
+    module = SelfTraining(
+        network=tiny_network(batch_norm=batch_norm),
+        label_space="camvid",
+        rounds=one_round(),
+        source_checkpoint=str(path),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
+    )
+    Trainer(callbacks=[seen, *callbacks], **{**QUIET, **trainer}).fit(module, datamodule=data_of(val=TinyDataset(3)))
+    return [*seen.seen, module.student.state_dict()]
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen_statistics", "eval"])
+def test_frozen_statistics_are_those_of_the_source_checkpoint_and_never_move(tmp_path, batch_norm):
+    source, path = source_checkpoint(tmp_path)
+    trained = source.student.state_dict()
+    assert source.student.batch_norm == "train"
+    assert not torch.equal(trained[MEAN], tiny_network().state_dict()[MEAN])
+    states = rounds_from(path, batch_norm)
+    assert len(states) == 10
+    assert all(torch.equal(state[name], trained[name]) for state in states for name in (MEAN, VAR))
+    assert torch.equal(states[-1][SCALE], trained[SCALE]) == (batch_norm == "eval")
+    assert not torch.equal(states[-1]["classifier.weight"], trained["classifier.weight"])
+    assert not torch.equal(rounds_from(path, "train")[-1][MEAN], trained[MEAN])
+
+
+def test_rounds_may_start_from_the_target_domains_statistics_and_keep_them(tmp_path):
+    source, path = source_checkpoint(tmp_path)
+    data = data_of()
+    images = torch.stack([torch.from_numpy(data.target.load_image(i)).permute(2, 0, 1) for i in range(7)]) / 255
+    student = source.student
+    inner = student.backbone[0](student.normalization(images)).detach()
+    states = rounds_from(path, "frozen_statistics", AdaptBatchNorm(batch_size=7, when="start"))
+    torch.testing.assert_close(states[0][MEAN], inner.mean((0, 2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(states[0][VAR], inner.var((0, 2, 3)), rtol=1e-4, atol=0)
+    assert all(torch.equal(state[name], states[0][name]) for state in states for name in (MEAN, VAR))
+    assert torch.equal(states[0]["classifier.weight"], student.classifier.weight)
 
 
 def test_unusable_source_checkpoints_are_refused_before_training(tmp_path):

@@ -71,6 +71,12 @@ def test_a_class_of_infinite_threshold_is_never_assigned():
     assert assign_pseudo_labels(scores, torch.tensor([0.1, torch.inf])).item() == 255
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_infinite_thresholds_label_nothing(strict):
+    scores = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1e30, 0.0], [0.0, 0.0, 0.0]]).T.reshape(1, 3, 1, 3)
+    assert (assign_pseudo_labels(scores, torch.full((3,), torch.inf), strict) == 255).all()
+
+
 def test_ties_go_to_the_lowest_class():
     scores = torch.tensor([0.2, 0.4, 0.4]).view(1, 3, 1, 1)
     assert assign_pseudo_labels(scores, torch.tensor([0.2, 0.4, 0.4])).item() == 0

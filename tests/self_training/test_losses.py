@@ -59,6 +59,22 @@ def test_a_batch_without_labels_has_a_loss_of_0_and_finite_gradients(loss):
     assert (logits.grad == 0).all()
 
 
+@pytest.mark.parametrize("loss", [HardLabels(), HardLabels(strict=True), MRKLD(), LRENT()])
+def test_target_images_without_a_label_add_exactly_nothing(loss):
+    logits, mask, is_target, probs, _ = random_batch()
+    nothing = torch.full((4,), torch.inf)
+    mask[is_target] = loss.assign(probs, nothing)[is_target].long()
+    assert (mask[is_target] == 255).all()
+    logits.requires_grad_()
+    value = loss_of(loss, logits, mask, is_target, probs, nothing)
+    value.backward()
+    expected = torch.nn.functional.cross_entropy(logits.detach()[1:2], mask[1:2], ignore_index=255)
+    torch.testing.assert_close(value.detach(), expected)
+    assert (logits.grad[is_target] == 0).all()
+    assert logits.grad[~is_target].isfinite().all()
+    assert (logits.grad[~is_target] != 0).any()
+
+
 def test_crst_loss_of_the_golden_batch(golden):
     arrays = golden(GOLDEN)
     logits, mask, is_target = arrays["logits"], arrays["labels"].long(), arrays["is_target"]

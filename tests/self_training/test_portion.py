@@ -25,6 +25,12 @@ def test_portions_are_the_reference_and_exact(golden):
     assert [PortionPolicy(0.1, 0.1, 0.5).count(2, total) for total in (10, 1000, 999)] == [3, 300, 299]
 
 
+def test_a_portion_may_be_0_for_all_rounds_or_the_first():
+    assert [PortionPolicy("0", "0", "0").portion(i) for i in (0, 7)] == [0, 0]
+    assert [PortionPolicy(0, 0.05, 0.08).portion(i) for i in range(3)] == [0, Decimal("0.05"), Decimal("0.08")]
+    assert PortionPolicy(0, 0, 0).count(0, 10**9) == 0
+
+
 def test_source_counts_are_the_reference(golden):
     g = golden("cbst_schedule")
     rows = zip(g.numpy("src_cfg"), g.numpy("src_portion_recommended"), g.numpy("src_count_recommended"), strict=True)
@@ -63,10 +69,10 @@ def test_learning_rates_are_the_reference(golden):
 
 
 @pytest.mark.parametrize(
-    "values", [(0, "0.05", "0.5"), ("0.6", "0.05", "0.5"), ("0.2", "-0.1", "0.5"), (0.2, 0.1, 1.5)]
+    "values", [("-0.1", "0.05", "0.5"), ("0.6", "0.05", "0.5"), ("0.2", "-0.1", "0.5"), (0.2, 0.1, 1.5)]
 )
 def test_portions_out_of_order_are_refused(values):
-    with pytest.raises(ValueError, match=r"expected 0 < initial <= maximum <= 1"):
+    with pytest.raises(ValueError, match=r"expected 0 <= initial <= maximum <= 1"):
         PortionPolicy(*values)
 
 

@@ -296,6 +296,40 @@ def test_one_threshold_for_all_classes_loses_rare_ones(tmp_path):
     assert sum(n > 0 for n in st["labelled"]) <= sum(n > 0 for n in cbst["labelled"])
 
 
+NOTHING = PortionPolicy("0", "0", "0")
+
+
+@pytest.mark.parametrize("scope", ["class", "global"])
+@pytest.mark.parametrize("prior", [None, SpatialPrior(size=(24, 32), radius=2, sigma=1.0)])
+def test_a_portion_of_0_labels_no_pixel(tmp_path, scope, prior):
+    thresholds = RadixSelect(scope=scope, min_rank=1)
+    module = module_of(portions=NOTHING, thresholds=thresholds, spatial_prior=prior)
+    trainer = fit(module, data_of(cache_dir=str(tmp_path / "cache")), tmp_path)
+    assert trainer.global_step == 2 * STEPS
+    for number in (1, 2):
+        record = record_of(tmp_path, number)
+        assert all((label == 255).all() for label in labels_in(tmp_path, number).values())
+        assert (record["labelled"], record["thresholds"]) == ([0] * 11, [None] * 11)
+        assert sum(record["predicted"]) == record["pixels"] == 4 * 24 * 32
+    assert all(torch.isfinite(tensor).all() for tensor in module.student.state_dict().values())
+
+
+def student_after(seed, **settings):
+    """The student after rounds without labels on the target images of a seed."""
+    module = module_of(tiny_network(**settings), portions=NOTHING, mining=None)
+    fit(module, data_of(target=TinyDataset(length=4, seed=seed, has_labels=False)))
+    return module.student.state_dict()
+
+
+def test_unlabelled_target_images_change_the_network_by_batchnorm_in_train_mode_alone():
+    train, other_train = (student_after(seed) for seed in (2, 9))
+    assert not torch.equal(train["backbone.1.running_mean"], other_train["backbone.1.running_mean"])
+    assert not torch.equal(train["classifier.weight"], other_train["classifier.weight"])
+    frozen, other_frozen = (student_after(seed, batch_norm="frozen_statistics") for seed in (2, 9))
+    assert all(torch.equal(tensor, other_frozen[name]) for name, tensor in frozen.items())
+    assert not torch.equal(frozen["classifier.weight"], tiny_network().classifier.weight)
+
+
 def test_a_histogram_gives_nearly_the_same_labels(tmp_path):
     network = tiny_network(batch_norm="eval")
     fit(module_of(network, lr=0.0, num_rounds=1), data_of(), tmp_path / "exact")

@@ -218,6 +218,17 @@ def test_a_class_without_a_rank_selects_nothing_unless_its_best_is_wanted(make):
     assert kept.thresholds[1].item() == pytest.approx(0.6, abs=1e-4)
 
 
+@pytest.mark.parametrize("make", [RadixSelect, LogitHistogram])
+@pytest.mark.parametrize("scope", ["class", "global"])
+@pytest.mark.parametrize("min_rank", [0, 1])
+def test_a_portion_of_0_selects_nothing(make, scope, min_rank):
+    images = [(torch.tensor([1.0, 1.0, 0.7, 0.6]), torch.tensor([0, 0, 0, 1]))]
+    found = search(make(scope=scope, min_rank=min_rank, threshold_cap=0.5), 3, images, 0)
+    assert found.thresholds.isposinf().all()
+    assert found.ranks.tolist() == [0, 0, 0]
+    assert found.predicted.tolist() == [3, 1, 0]
+
+
 def test_no_image_at_all_gives_thresholds_that_select_nothing():
     for make in (RadixSelect, LogitHistogram, lambda: RadixSelect("global")):
         found = search(make(), 3, [], 0.2)
