@@ -68,6 +68,10 @@ class FiguresFile:
 
 
 def _about() -> tuple[str, str, str, str]:
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        commit = git.stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return datetime.now(UTC).strftime("%Y-%m-%d"), git.stdout.strip(), machine, torch.__version__
+    return datetime.now(UTC).strftime("%Y-%m-%d"), commit, machine, torch.__version__
