@@ -8,15 +8,17 @@ OPTIONS ?=
 ROW ?= cbst
 CITYSCAPES ?= data/cityscapes
 NTHU ?= data/nthu
+CAMVID ?= data/camvid
 GRID := $(BIN)/lightning-uda grid configs/grids
 OVER_SEEDS = --seeds $(SEEDS) --jobs $(JOBS)
+FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench table ablation rounds nthu clean
+.PHONY: help demo test test-slow lint format type bench minicity dusk dusk_scratch nthu clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_ -]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
@@ -53,14 +55,11 @@ type: $(READY)  ## Check types
 bench: $(READY)  ## Run the benchmarks, on a quiet machine (half an hour)
 	@for name in dacs_step dsp_step minicity_speed loading surroundings cbst_thresholds; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-table: $(READY)  ## MiniCity over the seeds SEEDS="0 1 2", mean and deviation; JOBS=2 runs two at once, fastest on two cores
-	$(GRID)/minicity_table.yaml $(OVER_SEEDS) -- $(OPTIONS)
+minicity: $(READY)  ## The MiniCity benchmark over SEEDS="0 1 2"; runs whose figures are in docs/figures aren't trained again; JOBS=2 runs two at once
+	$(GRID)/minicity.yaml $(OVER_SEEDS) $(call FIGURES,minicity) -- $(OPTIONS)
 
-ablation: $(READY)  ## The rows of DACS's and DSP's tables on MiniCity; OPTIONS='--trainer.precision bf16-mixed' where that is fast (hours)
-	$(GRID)/minicity_ablation.yaml $(OVER_SEEDS) -- $(OPTIONS)
-
-rounds: $(READY)  ## ST, CBST, CBST-SP and their zero-label control on MiniCity, BatchNorm in train mode and frozen, mean and deviation
-	$(GRID)/minicity_rounds.yaml $(OVER_SEEDS) -- $(OPTIONS)
+dusk dusk_scratch: $(READY)  ## Day to dusk on real frames, from ImageNet weights or from scratch: make dusk CAMVID=folder
+	$(GRID)/$@.yaml $(OVER_SEEDS) $(call FIGURES,$@) -- $(addprefix --data.,$(addsuffix .root=$(CAMVID),source target val)) $(OPTIONS)
 
 nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
 	$(GRID)/nthu.yaml --rows $(ROW) --jobs $(JOBS) -- \

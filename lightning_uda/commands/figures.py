@@ -64,7 +64,7 @@ class FiguresFile:
 
     def _metrics(self, row: Mapping[str, str]) -> dict[str, float]:
         own = {"row", *self.axes, *_ABOUT}
-        return {name: float(cell) for name, cell in row.items() if name not in own and cell}
+        return {name: float(cell or "nan") for name, cell in row.items() if name not in own}
 
 
 def _about() -> tuple[str, str, str, str]:

@@ -102,7 +102,7 @@ def run_grid(arguments: list[str]) -> None:
         description="Runs the rows of a table over seeds and tabulates mean, deviation and the difference from a "
         "control. Points that are done are left as they are, so that the same command goes on after a stop.",
     )
-    parser.add_argument("file", type=Path, help="Grid file, such as configs/grids/minicity_table.yaml.")
+    parser.add_argument("file", type=Path, help="Grid file, such as configs/grids/minicity.yaml.")
     parser.add_argument("--seeds", type=int, nargs="+", help="Seeds instead of those of the file.")
     parser.add_argument("--rows", nargs="+", help="These rows only, and those that they start from.")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="Folder of all runs.")

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import sqrt
+from math import isnan, nan, sqrt
 
 from rich.table import Table
 from scipy.stats import t
@@ -20,7 +20,7 @@ BELOW_ONE = "classes_below_1"
 """Metric: number of classes whose IoU stays below 1 %; classes that are absent don't count."""
 
 Figures = Mapping[str, float]
-"""Value of each metric of a run; metrics that have nothing to measure aren't in it."""
+"""Value of each metric of a run; NaN where there is nothing to measure."""
 
 Seeds = Mapping[Hashable, Figures]
 """Figures of a row's runs by what tells them from each other: their seed, and the values of further axes."""
@@ -204,9 +204,9 @@ def orders_text(steps: Sequence[OrderStep]) -> str:
 
 
 def figures_of(run: Run, metrics: Iterable[str]) -> dict[str, float]:
-    """The metrics of a run that have something to measure, as for `metric_of`."""
+    """Metrics of a run, as for `metric_of`; NaN where there is nothing to measure."""
     found = {metric: metric_of(run, metric) for metric in metrics}
-    return {metric: value for metric, value in found.items() if value is not None}
+    return {metric: nan if value is None else value for metric, value in found.items()}
 
 
 def metric_of(run: Run, metric: str) -> float | None:
@@ -276,7 +276,8 @@ def metric_label(metric: str) -> str:
 
 
 def _measured(runs: Seeds, metric: str) -> dict[Hashable, float]:
-    return {seed: figures[metric] for seed, figures in runs.items() if metric in figures}
+    found = {seed: figures.get(metric, nan) for seed, figures in runs.items()}
+    return {seed: value for seed, value in found.items() if not isnan(value)}
 
 
 def _difference(values: Mapping[Hashable, float], others: Mapping[Hashable, float]) -> Spread:

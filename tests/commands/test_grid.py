@@ -499,23 +499,25 @@ def test_shipped_grids_are_accepted_by_the_command_line(path, monkeypatch):
     assert len(grid.rows) > 2
 
 
-def test_tables_of_self_training_compare_with_their_control_and_differ_in_the_statistics_alone():
-    grid = read_grid(ROOT / "configs/grids/minicity_rounds.yaml")
+@pytest.mark.parametrize("name", ["minicity", "dusk"])
+def test_tables_of_self_training_compare_with_their_control_and_differ_in_the_statistics_alone(name):
+    grid = read_grid(ROOT / f"configs/grids/{name}.yaml")
+    controls = [names[0] for title, names in grid.tables.items() if title.startswith("Self-training")]
+    assert controls == ["zero_labels", "zero_labels_kept"]
     assert grid.control is None
-    assert [names[0] for names in grid.tables.values()] == ["zero_labels", "zero_labels_frozen"]
-    for name in ("zero_labels", "st", "cbst", "cbst_sp"):
-        pairs = zip(grid.rows[name].points, grid.rows[f"{name}_frozen"].points, strict=True)
-        frozen = "--model.network.init_args.batch_norm=frozen_statistics"
-        assert all(set(other.arguments) - set(one.arguments) == {frozen} for one, other in pairs)
-        assert all(
-            one.arguments[1] == f"--config=configs/experiment/minicity/{name}.yaml" for one in grid.rows[name].points
-        )
+    for row in ("zero_labels", "st", "cbst", "cbst_sp"):
+        for one, other in zip(grid.rows[row].points, grid.rows[f"{row}_kept"].points, strict=True):
+            assert set(other.arguments) - set(one.arguments) == {
+                "--model.network.init_args.batch_norm=frozen_statistics",
+                "--trainer.callbacks+=AdaptBatchNorm",
+                "--trainer.callbacks.init_args.when=start",
+            }
 
 
 def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    targets = {"table": "minicity_table", "ablation": "minicity_ablation", "rounds": "minicity_rounds", "nthu": "nthu"}
-    assert {path.stem for path in SHIPPED} == set(targets.values())
+    targets = ("minicity", "dusk", "dusk_scratch", "nthu")
+    assert {path.stem for path in SHIPPED} == set(targets)
     values = {
         "SEEDS": "4 5",
         "JOBS": "2",
@@ -523,15 +525,16 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
         "ROW": "st",
         "CITYSCAPES": "c",
         "NTHU": "n",
+        "CAMVID": "d",
     }
-    for target, name in targets.items():
+    for name in targets:
         make = [
             "make",
             "--no-print-directory",
             "-n",
             "-o",
             ".venv/.ready",
-            target,
+            name,
             *(f"{key}={value}" for key, value in values.items()),
         ]
         outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
@@ -546,17 +549,23 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
         for command in commands:
             options = dict(itertools.pairwise(command))
             assert options["--trainer.max_steps"] == "7"
+            if name.startswith("dusk"):
+                assert [f"--data.{part}.root=d" in command for part in ("source", "target", "val")] == [True] * 3
             if name == "nthu":
                 roots = [options[f"--data.{part}.root"] for part in ("source", "target", "val")]
                 assert roots == ["c", "n", "n"]
         seeds = {word for command in commands for word in command if word.startswith("--seed_everything")}
         assert seeds == ({"--seed_everything=0"} if name == "nthu" else {"--seed_everything=4", "--seed_everything=5"})
-        assert len(commands) == {"table": 6, "ablation": 32, "rounds": 18, "nthu": 40}[target]
+        assert "--figures" not in words, "figures of other options are no figures of the benchmark"
+        assert len(commands) == {"minicity": 2 * 23, "dusk": 4 * 23, "dusk_scratch": 4 * 10, "nthu": 40}[name]
 
 
-def test_rows_that_several_shipped_grids_train_are_the_same_runs():
-    grids = {path.stem: {p.run: p.arguments for p in shipped_points(path)} for path in SHIPPED if path.stem != "nthu"}
-    for one, other in itertools.combinations(grids.values(), 2):
-        shared = one.keys() & other.keys()
-        assert len(shared) >= 3
-        assert all(one[run] == other[run] for run in shared)
+@pytest.mark.parametrize("name", ["minicity", "dusk"])
+def test_committed_figures_are_those_of_the_shipped_rows(name):
+    grid = read_grid(ROOT / f"configs/grids/{name}.yaml")
+    file = FiguresFile(ROOT / f"docs/figures/{name}.csv", tuple(grid.points[0].values))
+    found = {
+        name: sum(file.find(name, point.values) is not None for point in row.points) for name, row in grid.rows.items()
+    }
+    assert sum(found.values()) == len(file.figures), "a line belongs to no row"
+    assert all(found[name] for name in ("source_only", "dacs", "dsp", "oracle"))
