@@ -11,14 +11,15 @@ NTHU ?= data/nthu
 CAMVID ?= data/camvid
 GRID := $(BIN)/lightning-uda grid configs/grids
 OVER_SEEDS = --seeds $(SEEDS) --jobs $(JOBS)
+CAMVID_ROOTS = $(addprefix --data.,$(addsuffix .root=$(CAMVID),source target val))
 FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench minicity dusk dusk_scratch nthu clean
+.PHONY: help demo test test-slow lint format type bench minicity dusk dusk-scratch nthu clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z_ -]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
@@ -58,8 +59,11 @@ bench: $(READY)  ## Run the benchmarks, on a quiet machine (half an hour)
 minicity: $(READY)  ## The MiniCity benchmark over SEEDS="0 1 2"; runs whose figures are in docs/figures aren't trained again; JOBS=2 runs two at once
 	$(GRID)/minicity.yaml $(OVER_SEEDS) $(call FIGURES,minicity) -- $(OPTIONS)
 
-dusk dusk_scratch: $(READY)  ## Day to dusk on real frames, from ImageNet weights or from scratch: make dusk CAMVID=folder
-	$(GRID)/$@.yaml $(OVER_SEEDS) $(call FIGURES,$@) -- $(addprefix --data.,$(addsuffix .root=$(CAMVID),source target val)) $(OPTIONS)
+dusk: $(READY)  ## Day to dusk on real frames, from ImageNet weights: make dusk CAMVID=folder
+	$(GRID)/dusk.yaml $(OVER_SEEDS) $(call FIGURES,dusk) -- $(CAMVID_ROOTS) $(OPTIONS)
+
+dusk-scratch: $(READY)  ## The same from random weights: make dusk-scratch CAMVID=folder
+	$(GRID)/dusk_scratch.yaml $(OVER_SEEDS) $(call FIGURES,dusk_scratch) -- $(CAMVID_ROOTS) $(OPTIONS)
 
 nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
 	$(GRID)/nthu.yaml --rows $(ROW) --jobs $(JOBS) -- \

@@ -1,6 +1,6 @@
 """Writes the tables of docs/benchmarks.md from docs/figures/*.csv: `python docs/make_benchmarks.py`.
 
-A block between `<!-- table GRID -->` and `<!-- end -->` is replaced by the tables and orders of configs/grids/GRID.yaml.
+A block between `<!-- table GRID -->` and `<!-- end -->` is replaced by the tables and orders of a grid.
 """
 
 import re

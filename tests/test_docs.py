@@ -1,5 +1,6 @@
 """The documentation's commands run, and the files it names exist."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -97,3 +98,12 @@ def test_the_own_method_and_term_of_the_page_train(module, loss, tmp_path, monke
     run = tmp_path / "runs/own/version_0"
     assert "weight: 0.01" in (run / "config.yaml").read_text()
     assert "weights: random at the start" in (run / "notes.txt").read_text()
+
+
+def test_the_benchmarks_page_has_the_tables_of_the_committed_figures():
+    spec = importlib.util.spec_from_file_location("make_benchmarks", ROOT / "docs/make_benchmarks.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert page.count("| DACS |") >= 4
+    assert script.filled(page) == page

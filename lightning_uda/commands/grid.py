@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def run_grid(arguments: list[str]) -> None:
     file = FiguresFile(chosen.figures, tuple(grid.points[0].values)) if chosen.figures else None
     rows_of = {point.run: name for name, row in grid.rows.items() for point in row.points}
     figures: dict[str, dict[str, float]] = {}
-    for point in grid.points if file else ():
-        if (found := file.find(rows_of[point.run], point.values)) is not None:
+    for point in grid.points:
+        if file and (found := file.find(rows_of[point.run], point.values)) is not None:
             figures[point.run] = found
 
     def record(point: Point, folder: Path) -> None:
@@ -129,7 +130,7 @@ def run_grid(arguments: list[str]) -> None:
             return
         metrics = [*run.means, BELOW_ONE, *grid.metrics, *map(iou_column, run.classes)]
         stamp = read_stamp(folder)
-        figures[point.run] = {name: stamp[name] for name in (MINUTES,) if name in stamp} | figures_of(run, metrics)
+        figures[point.run] = figures_of(run, metrics) | {MINUTES: stamp.get(MINUTES, nan)}
         if file:
             file.add(rows_of[point.run], point.values, figures[point.run])
 

@@ -534,7 +534,7 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
             "-n",
             "-o",
             ".venv/.ready",
-            name,
+            name.replace("_", "-"),
             *(f"{key}={value}" for key, value in values.items()),
         ]
         outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
