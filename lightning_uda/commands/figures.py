@@ -50,14 +50,19 @@ class FiguresFile:
         """Metrics of a run; `None` if the file has none."""
         return self.figures.get(self._key(row, values))
 
-    def add(self, row: str, values: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """Appends the line of a run, unless it is there; safe while other grids append to the same file."""
+    def add(self, row: str, values: Mapping[str, Any], figures: Mapping[str, float]) -> dict[str, float]:
+        """Appends the line of a run, unless it is there; safe while other grids append to the same file.
+
+        Returns:
+            The figures as the file holds them, rounded to four places, so that tables are the same when they are made
+            from the file later.
+        """
         point = {"row": row, **{axis: values[axis] for axis in self.axes}}
         with locked(self.path.with_name(f".{self.path.name}.lock")):
-            there = FiguresFile(self.path, self.axes)
-            if there.find(row, values) is None:
+            if FiguresFile(self.path, self.axes).find(row, values) is None:
                 append_row(self.path, {**point, **dict(zip(_ABOUT, _about(), strict=True)), **figures})
-        self.figures[self._key(row, values)] = dict(figures)
+            self.figures = FiguresFile(self.path, self.axes).figures
+        return self.figures[self._key(row, values)]
 
     def _key(self, row: str, values: Mapping[str, Any]) -> PointKey:
         return (row, *(str(values[axis]) for axis in self.axes))

@@ -132,7 +132,7 @@ def run_grid(arguments: list[str]) -> None:
         stamp = read_stamp(folder)
         figures[point.run] = figures_of(run, metrics) | {MINUTES: stamp.get(MINUTES, nan)}
         if file:
-            file.add(rows_of[point.run], point.values, figures[point.run])
+            figures[point.run] = file.add(rows_of[point.run], point.values, figures[point.run])
 
     runner = Runner(grid.name, _left(grid.points, figures), chosen.output, record)
     if chosen.dry_run:
@@ -231,7 +231,7 @@ def tabulate(grid: Grid, runner: Runner, figures: Mapping[str, Mapping[str, floa
     folders = {point.run: runner.folder(point) for point in runner.points}
     if grid.folds:
         for name in dict.fromkeys(itertools.chain(*grid.tables.values())):
-            if done := [found for point in grid.rows[name].points if (found := folders[point.run])]:
+            if done := [found for point in grid.rows[name].points if (found := folders.get(point.run))]:
                 report_folds(done, folder / f"{name}_folds.csv")
         return
     if not figures:

@@ -177,7 +177,7 @@ def test_a_stopped_grid_goes_on_by_the_same_command(trainings, capsys):
 
 def test_each_run_appends_its_figures_and_is_not_trained_again_anywhere(trainings, capsys, monkeypatch):
     monkeypatch.setattr("lightning_uda.commands.figures._about", lambda: ("2026-01-02", "abc", "CPU", "2.15"))
-    write_grid(metrics=["miou", "train/tail_classes"])
+    write_grid(metrics=["miou", "train/tail_classes", "minutes"])
     trainings.results["tiny/seed_1/second"] = KeyboardInterrupt
     with pytest.raises(SystemExit, match="stopped in second, seed 1"):
         main(["grid", "grid.yaml", "--figures", "kept/figures.csv"])
