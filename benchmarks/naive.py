@@ -259,3 +259,32 @@ def dacs_losses(
     mixed_mask = mix(mask, pseudo_labels, paste_mask)
     weights = confidence_weights(confidence, paste_mask)
     return loss_source + weighted_cross_entropy(upsample(logits[2], size), mixed_mask, weights), mixed_image
+
+
+def pixel_contrast(first: Tensor, second: Tensor, scale: float) -> Tensor:
+    """PiCL with the whole matrix of similarities of each image, left to autograd."""
+    total = first.new_zeros(())
+    for one, other in zip(first, second, strict=True):
+        probs = torch.cat([one.flatten(1).T.softmax(1), other.flatten(1).T.softmax(1)])
+        count = len(probs) // 2
+        similarity = probs @ probs.T
+        similarity = similarity * (1 - torch.eye(2 * count)) - 1e5 * torch.eye(2 * count)
+        positive = torch.arange(2 * count).roll(count)
+        total = total + F.cross_entropy(scale * similarity, positive)
+    return total / len(first)
+
+
+def prototype_contrast(first: Tensor, second: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """ProCL class by class and image by image."""
+    total = first.new_zeros(())
+    for one, other, label in zip(first, second, labels, strict=True):
+        probs = [
+            torch.stack([view[:, label == c].mean(1).softmax(0) for c in label.unique() if c != 255])
+            for view in (one, other)
+        ]
+        stacked = torch.cat(probs)
+        count = len(probs[0])
+        similarity = scale * stacked @ stacked.T
+        similarity = similarity.masked_fill(torch.eye(2 * count, dtype=torch.bool), -1e5)
+        total = total + F.cross_entropy(similarity, torch.arange(2 * count).roll(count))
+    return total / len(first)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.networks.base import Classifier, Outputs, SegmentationNetwork
+from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.translation import Translation
 
@@ -95,13 +96,13 @@ class SoftLabels:
 
 @dataclass(frozen=True)
 class View:
-    """Images that the student saw.
+    """Images that the student saw, or may be shown.
 
     Attributes:
         image: RGB (N, 3, H, W), uint8 or float in [0, 1].
-        labels: What was taught; several where pixels have several labels (a soft paste), none where nothing was.
+        labels: What was taught, or goes with the images; several where pixels have several labels (a soft paste).
         opacity: Opacity of the pasted pixels, (N, H, W), bool or float in [0, 1]; `None` where nothing was pasted.
-        outputs: What the student made of them; `None` in views that are kept for pictures.
+        outputs: What the student made of them; `None` in views that are kept for pictures, or only offered.
     """
 
     image: Tensor
@@ -112,7 +113,12 @@ class View:
     @property
     def logits(self) -> Tensor:
         """Logits of the main classifier, (N, C, h, w)."""
-        return self._outputs.classifiers[0].logits
+        return self.classifiers[0].logits
+
+    @property
+    def classifiers(self) -> tuple[Classifier, ...]:
+        """What each classifier of the network gave, the main one first."""
+        return self._outputs.classifiers
 
     @property
     def features(self) -> tuple[Tensor, ...]:
@@ -140,6 +146,7 @@ class Step:
         views: What it saw so far, by name.
         losses: What that cost, scalars by name.
         log: Further figures by name, scalars or functions that give one; these are called at logging steps only.
+        differentiated: Offered views that a term sends a gradient into; others are shown without one.
     """
 
     batch: Mapping[str, Mapping[str, Tensor]]
@@ -148,8 +155,17 @@ class Step:
     views: dict[str, View] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     log: dict[str, Tensor | Callable[[], Tensor]] = field(default_factory=dict)
+    differentiated: frozenset[str] = frozenset()
+    _predictions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def learn(self, name: str, image: Tensor, *labels: Taught, opacity: Tensor | None = None) -> View:
+    def learn(
+        self,
+        name: str,
+        image: Tensor,
+        *labels: Taught,
+        opacity: Tensor | None = None,
+        auxiliary: Taught | None = None,
+    ) -> View:
         """Shows images to the student and teaches it their labels; adds the loss `loss_<name>`.
 
         Every classifier that the network declares is taught, on the part of the image that it covers. The loss is the
@@ -160,21 +176,67 @@ class Step:
             image: RGB (N, 3, H, W), uint8 or float in [0, 1].
             *labels: What is taught, at least one; their losses are added up.
             opacity: As in `View`.
+            auxiliary: What all classifiers but the first are taught instead.
 
         Raises:
             ValueError: If there are no labels, or a view or a loss of that name is there already.
         """
         if not labels:
             raise ValueError(f"Step.learn: found no labels for {name!r}; show images without teaching by Step.look.")
-        view = self._show(name, image, labels, opacity)
-        assert view.outputs is not None
-        parts = [self._loss(part, labels, size_of(image)) for part in view.outputs.classifiers]
+        view = self.look(name, image, *labels, opacity=opacity)
+        main, *others = view.classifiers
+        for_others = labels if auxiliary is None else (auxiliary,)
+        parts = [self._loss(main, labels, size_of(image))]
+        parts += [self._loss(part, for_others, size_of(image)) for part in others]
         self.add_loss(name, reduce(add, parts))
         return view
 
-    def look(self, name: str, image: Tensor) -> View:
-        """Shows images to the student without teaching it; gradients flow to whatever a term makes of the view."""
-        return self._show(name, image, (), None)
+    def look(self, name: str, image: Tensor, *labels: Taught, opacity: Tensor | None = None) -> View:
+        """Shows images to the student without teaching it; gradients flow to whatever a term makes of the view.
+
+        Args:
+            name: Of the view.
+            image: RGB (N, 3, H, W), uint8 or float in [0, 1].
+            *labels: What goes with the images, for terms and pictures.
+            opacity: As in `View`.
+
+        Raises:
+            ValueError: If a view of that name is there already.
+        """
+        self.offer(name, image, *labels, opacity=opacity)
+        return self._show(name)
+
+    def offer(self, name: str, image: Tensor, *labels: Taught, opacity: Tensor | None = None) -> None:
+        """Has images ready for terms, which may show them to the student; arguments and errors as in `look`."""
+        if name in self.views:
+            raise ValueError(
+                f"Found a second view {name!r} in a step that has {sorted(self.views)}; rename one of them."
+            )
+        self.views[name] = View(image, labels, opacity)
+
+    def seen(self, name: str) -> View:
+        """A view with what the student makes of it, which is shown an offered one at the first call.
+
+        An offered view gets a gradient only if a term is to send one into it (`differentiated`).
+        """
+        if self.views[name].outputs is not None:
+            return self.views[name]
+        with torch.set_grad_enabled(name in self.differentiated):
+            return self._show(name)
+
+    def prediction(self, name: str) -> tuple[Tensor, Tensor]:
+        """The student's labels of a view and their probabilities, without gradient; computed once.
+
+        Returns:
+            Labels, int64 (N, H, W), and probabilities, float32 (N, H, W) in (0, 1].
+        """
+        if name not in self._predictions:
+            view = self.seen(name)
+            with torch.no_grad():
+                self._predictions[name] = pseudo_label(
+                    view.logits, size_of(view.image), align_corners=self.student.align_corners
+                )
+        return self._predictions[name]
 
     def add_loss(self, name: str, loss: Tensor) -> None:
         """Adds a loss, a scalar, as `loss_<name>`.
@@ -209,12 +271,9 @@ class Step:
             raise ValueError("The step taught nothing: expected at least one Step.learn or Step.add_loss.")
         return reduce(add, self.losses.values())
 
-    def _show(self, name: str, image: Tensor, labels: Sequence[Taught], opacity: Tensor | None) -> View:
-        if name in self.views:
-            raise ValueError(
-                f"Found a second view {name!r} in a step that has {sorted(self.views)}; rename one of them."
-            )
-        view = self.views[name] = View(image, labels, opacity, self.student.outputs(to_float(image)))
+    def _show(self, name: str) -> View:
+        view = self.views[name]
+        view = self.views[name] = replace(view, outputs=self.student.outputs(to_float(view.image)))
         return view
 
     def _loss(self, classifier: Classifier, labels: Sequence[Taught], size: tuple[int, int]) -> Tensor:
@@ -237,9 +296,11 @@ class Term(nn.Module):
     Attributes:
         min_batch_size: Least number of images of each stream in a batch that the term makes sense for.
         name: What the method calls the term; that of the view too, if the term shows the student one.
+        differentiates: Names of the views that the term sends a gradient into.
     """
 
     min_batch_size: int = 1
+    differentiates: Sequence[str] = ()
     name: str = "term"
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -254,10 +315,10 @@ class Term(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.forward isn't written: it gives the term of a step, a scalar")
 
     def view(self, step: Step, name: str) -> View:
-        """A view that the student saw in this step.
+        """A view of this step, as it is.
 
         Raises:
-            ValueError: If the method shows the student no view of that name.
+            ValueError: If the method has no view of that name.
         """
         if name not in step.views:
             raise ValueError(
@@ -265,6 +326,11 @@ class Term(nn.Module):
                 "views of the method in the term's arguments."
             )
         return step.views[name]
+
+    def seen(self, step: Step, name: str) -> View:
+        """A view of this step with what the student makes of it; errors as in `view`."""
+        self.view(step, name)
+        return step.seen(name)
 
 
 def to_float(image: Tensor) -> Tensor:

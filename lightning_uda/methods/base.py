@@ -134,13 +134,16 @@ class UDAModule(LightningModule):
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
         """The algorithm, then the terms; their losses are logged, and their sum is given back."""
-        step = Step(batch, self.step_generator(self._batch_number(batch_idx)), self.student)
+        terms = cast(Mapping[str, Term], self.terms)
+        differentiated = frozenset(name for term in terms.values() for name in term.differentiates)
+        generator = self.step_generator(self._batch_number(batch_idx))
+        step = Step(batch, generator, self.student, differentiated=differentiated)
         self.algorithm(step)
-        for name, term in self.terms.items():
-            step.add_loss(name, cast(Term, term).weight * term(step))
+        for name, term in terms.items():
+            step.add_loss(name, term.weight * term(step))
         loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
-        self.last_views = {name: view.for_pictures() for name, view in step.views.items()}
+        self.last_views = {name: view.for_pictures() for name, view in step.views.items() if view.outputs is not None}
         return loss
 
     def on_train_end(self) -> None:

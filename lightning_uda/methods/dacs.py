@@ -54,10 +54,11 @@ class DACS(TeacherModule):
         with torch.no_grad():
             pseudo_labels, confidence = self.pseudo_label(target["image"])
             paste_mask = self.paste_mask(source["mask"], step.generator)
-            image = to_float(paste(source["image"], target["image"], paste_mask))
-            image = step.translate(self.augmentation, image)
+            plain = to_float(paste(source["image"], target["image"], paste_mask))
+            image = step.translate(self.augmentation, plain)
             mask = paste(source["mask"], pseudo_labels, paste_mask)
             weights = self.pixel_weighting(confidence, paste_mask)
 
         step.learn("mixed", image, Labels(mask, weights, "all"), opacity=paste_mask)
+        step.offer("mixed_weak", plain, opacity=paste_mask)
         step.log["lambda"] = partial(unpasted_mean, weights, paste_mask)

@@ -43,8 +43,9 @@ class MeanTeacher(TeacherModule):
 
         with torch.no_grad():
             pseudo_labels, confidence = self.pseudo_label(target_image)
-            target_image = step.translate(self.augmentation, target_image, source["image"])
+            image = step.translate(self.augmentation, target_image, source["image"])
             weights = self.pixel_weighting(confidence, torch.zeros_like(pseudo_labels, dtype=torch.bool))
 
-        step.learn("target", target_image, Labels(pseudo_labels, weights, "all"))
+        step.learn("target", image, Labels(pseudo_labels, weights, "all"))
+        step.offer("target_weak", target_image)
         step.log["lambda"] = weights.mean

@@ -65,10 +65,11 @@ class NaiveClassMix(TeacherModule):
             pseudo_labels, confidence = self.pseudo_label(target_image, self.alignment)
             weights = self.pixel_weighting(confidence, torch.zeros_like(pseudo_labels, dtype=torch.bool))
             paste_mask = self.paste_mask(pseudo_labels, step.generator)
-            image, mask, weights = (
+            plain, mask, weights = (
                 paste(tensor, tensor.roll(-1, dims=0), paste_mask) for tensor in (target_image, pseudo_labels, weights)
             )
-            image = step.translate(self.augmentation, image, source["image"])
+            image = step.translate(self.augmentation, plain, source["image"])
 
         step.learn("mixed", image, Labels(mask, weights, "all"), opacity=paste_mask)
+        step.offer("mixed_weak", plain, opacity=paste_mask)
         step.log["lambda"] = weights.mean

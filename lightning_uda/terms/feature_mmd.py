@@ -115,7 +115,7 @@ class FeatureMMD(Term):
             raise ValueError(
                 f"FeatureMMD: found between={between!r}; expected the names of two views, such as [source, mixed]."
             )
-        self.between = tuple(between)
+        self.between = self.differentiates = tuple(between)
         self.channels = channels
         self.seed = seed
         self.register_buffer("projection", None, persistent=False)
@@ -129,7 +129,7 @@ class FeatureMMD(Term):
 
     def forward(self, step: Step) -> Tensor:
         """L_paste + L_global, float32."""
-        first, second = (self.view(step, name) for name in self.between)
+        first, second = (self.seen(step, name) for name in self.between)
         opacity = second.opacity if first.opacity is None else first.opacity
         return self.discrepancy(first.features[-1], second.features[-1], opacity)
 
