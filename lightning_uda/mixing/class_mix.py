@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uda.label_spaces import IGNORE_INDEX
@@ -37,10 +38,50 @@ def choose_half(presence: Tensor, generator: torch.Generator | None = None) -> T
     Returns:
         bool (N, V); ceil(n / 2) chosen values in a row with n present ones, none in a row without any.
     """
+    return 2 * _random_rank(presence, generator) < presence.sum(1, keepdim=True)  # the first ceil(n / 2)
+
+
+def choose_from_pool(presence: Tensor, pool: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Chooses half of the present values of a pool, uniformly, without replacement; an odd number rounds down.
+
+    Args:
+        presence: bool (N, V), as `class_presence` gives it.
+        pool: Values that may be chosen, bool (V,).
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        bool (N, V); in a row where P values of the pool are present floor(P / 2) of them, but 1 if P = 1.
+    """
+    available = presence & pool
+    number = available.sum(1, keepdim=True)
+    return _random_rank(available, generator) < torch.maximum(number // 2, number.clamp(max=1))
+
+
+def _random_rank(presence: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Random order of the values of each image, int64 (N, V) from 0 on; present values come first."""
     scores = torch.rand(presence.shape, generator=generator, dtype=torch.float32)
     scores = scores.to(presence.device, non_blocking=True)
-    rank = scores.masked_fill_(~presence, -1.0).argsort(dim=1, descending=True).argsort(dim=1)
-    return 2 * rank < presence.sum(1, keepdim=True)  # the first ceil(n / 2)
+    return scores.masked_fill_(~presence, -1.0).argsort(dim=1, descending=True).argsort(dim=1)
+
+
+def preceding(chosen: Tensor, presence: Tensor) -> Tensor:
+    """Replaces each chosen value by the one before it among the present ones: void, 255, is the first of all.
+
+    Before the first present value comes the last. This is what EHTDI's program does by an index that is one too low.
+
+    Args:
+        chosen: bool (N, 256), present values.
+        presence: bool (N, 256), as `class_presence` gives it.
+
+    Returns:
+        bool (N, 256).
+    """
+    present = presence.roll(1, dims=1)  # column 0 is void, column c + 1 class c
+    places = torch.arange(_NUM_VALUES, device=present.device).where(present, _NUM_VALUES)
+    onward = places.flip(1).cummin(dim=1).values.flip(1)  # first present place from each on
+    following = F.pad(onward[:, 1:], (0, 1), value=_NUM_VALUES)
+    following = torch.where(following < _NUM_VALUES, following, onward[:, :1]).clamp(max=_NUM_VALUES - 1)
+    return (present & chosen.roll(1, dims=1).gather(1, following)).roll(-1, dims=1)
 
 
 def paste_mask_of(mask: Tensor, chosen: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_uda.mixing.class_mix import class_mix
+from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.mixing.class_mix import choose_from_pool, class_mix, class_presence, paste_mask_of, preceding
 
 
 class PasteMask(ABC):
@@ -40,6 +42,37 @@ class ClassMask(PasteMask):
     def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `class_mix`."""
         return class_mix(mask, generator, include_ignore=self.include_ignore)
+
+
+class ClassPool(PasteMask):
+    """The pixels of half of each image's classes that belong to a pool, rounded down but at least one (EHTDI's CMix).
+
+    The pool is all classes but the excluded ones, by default those that fill most of a street scene; void is never
+    pasted. An image without a class of the pool gives an empty mask.
+
+    Args:
+        excluded: Train ids that are never chosen; road, sidewalk, building, wall and fence in the paper's spaces.
+        offset_bug: Pastes in place of each chosen class the one before it among the image's labels, void first, as
+            the published program does by an index that is one too low: an excluded class or void may be pasted, and
+            the last class is not, unless no label comes before the pool.
+    """
+
+    def __init__(self, excluded: Sequence[int] = (0, 1, 2, 3, 4), offset_bug: bool = False) -> None:
+        if wrong := [c for c in excluded if not 0 <= c < IGNORE_INDEX]:
+            raise ValueError(
+                f"ClassPool: found {wrong} in excluded={list(excluded)}; expected train ids, 0-{IGNORE_INDEX - 1}. "
+                "Void needs no mention, as it is never chosen."
+            )
+        self.offset_bug = offset_bug
+        self.pool = torch.ones(IGNORE_INDEX + 1, dtype=torch.bool)
+        self.pool[[*excluded, IGNORE_INDEX]] = False
+
+    def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Masks of the chosen classes, bool (N, H, W)."""
+        mask = mask.long()  # once for both
+        presence = class_presence(mask)
+        chosen = choose_from_pool(presence, self.pool.to(mask.device, non_blocking=True), generator)
+        return paste_mask_of(mask, preceding(chosen, presence) if self.offset_bug else chosen)
 
 
 class BoxMask(PasteMask):

@@ -1,4 +1,4 @@
-"""Image translation and photometric augmentation behind one interface."""
+"""Image translation and photometric augmentation behind one interface, and the random crops of views."""
 
 from lightning_uda.translation.photometric import (
     ColorJitter,
@@ -7,5 +7,20 @@ from lightning_uda.translation.photometric import (
     StrongAugmentation,
     Translation,
 )
+from lightning_uda.translation.random_crop import RandomResizedCrop, crop_images, crop_labels
+from lightning_uda.translation.view_jitter import Grey, HSVJitter, KernelBlur, ViewJitter
 
-__all__ = ["ColorJitter", "GaussianBlur", "RandomApply", "StrongAugmentation", "Translation"]
+__all__ = [
+    "ColorJitter",
+    "GaussianBlur",
+    "Grey",
+    "HSVJitter",
+    "KernelBlur",
+    "RandomApply",
+    "RandomResizedCrop",
+    "StrongAugmentation",
+    "Translation",
+    "ViewJitter",
+    "crop_images",
+    "crop_labels",
+]

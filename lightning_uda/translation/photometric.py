@@ -58,7 +58,8 @@ class JitterParameters:
 
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
-_PHASES = np.array([5, 3, 1], dtype=np.float32).reshape(3, 1)  # of red, green and blue in the hue circle, in sextants
+PHASES = np.array([5, 3, 1], dtype=np.float32).reshape(3, 1)
+"""Phases (3, 1) of red, green and blue in the hue circle, in sextants."""
 
 
 def color_jitter(image: Tensor, parameters: JitterParameters) -> Tensor:
@@ -108,7 +109,7 @@ def _chain(parameters: JitterParameters) -> tuple[npt.NDArray[np.float32], ...]:
     factors = np.stack([parameters.brightness - 1, parameters.contrast, parameters.saturation, parameters.hue])
     linear = np.tile(_IDENTITY, (3, 1, count))
     saturation = np.full((2, count), np.nan, dtype=np.float32)
-    phases = np.tile(_PHASES, (2, 1, count))
+    phases = np.tile(PHASES, (2, 1, count))
     images, conversions, converting = np.arange(count), np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
     for operation in parameters.order.T:
         in_hsv = operation >= _SATURATION
@@ -130,16 +131,16 @@ def _chain(parameters: JitterParameters) -> tuple[npt.NDArray[np.float32], ...]:
     return linear, saturation, phases
 
 
-def adjust_hsv(image: Tensor, saturation: Tensor, phases: Tensor) -> Tensor:
-    """Multiplies the HSV saturation (clamped to 1) and shifts the hue.
+def hue_ramps(image: Tensor, phases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits colours in HSV, so that an image is value - chroma * ramps.
 
     Args:
         image: RGB float (N, 3, H, W) in [0, 1].
-        saturation: Factors, (N, 1, 1, 1).
-        phases: 5, 3 and 1 plus the hue shift in sextants, (N, 3, 1, 1).
+        phases: `PHASES` plus the hue shift in sextants, (N, 3, 1, 1).
 
     Returns:
-        Float (N, 3, H, W) in [0, 1].
+        Value and chroma (value times saturation), (N, 1, H, W); what each channel lacks of the value at the shifted
+        hue, as a share of the chroma, (N, 3, H, W).
     """
     value = image.amax(dim=1, keepdim=True)
     chroma = value - image.amin(dim=1, keepdim=True)
@@ -148,8 +149,22 @@ def adjust_hsv(image: Tensor, saturation: Tensor, phases: Tensor) -> Tensor:
     not_red = torch.where(value == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
     sextant = torch.where(value == red, green - blue, not_red).div_(chroma.clamp(min=torch.finfo(image.dtype).tiny))
     k = (sextant + phases).remainder_(6)
-    ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
-    return value - torch.minimum(chroma * saturation, value) * ramp
+    return value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+def adjust_hsv(image: Tensor, saturation: Tensor, phases: Tensor) -> Tensor:
+    """Multiplies the HSV saturation (clamped to 1) and shifts the hue.
+
+    Args:
+        image: RGB float (N, 3, H, W) in [0, 1].
+        saturation: Factors, (N, 1, 1, 1).
+        phases: As in `hue_ramps`.
+
+    Returns:
+        Float (N, 3, H, W) in [0, 1].
+    """
+    value, chroma, ramps = hue_ramps(image, phases)
+    return value - torch.minimum(chroma * saturation, value) * ramps
 
 
 class ColorJitter(Translation):
@@ -209,29 +224,44 @@ def gaussian_blur(image: Tensor, sigma: npt.NDArray[np.float32], max_sigma: floa
 
     Args:
         image: float32 (N, C, H, W).
-        sigma: Standard deviations in pixels, (N,), positive.
+        sigma: Standard deviations in pixels, (N,); one of nearly 0 leaves its image as it is.
         max_sigma: Upper bound of sigma. Kernels reach `blur_kernel_size` pixels as in the published program, but not
             further than 5 sigma, where less than 1e-6 of the weight is left.
 
     Returns:
         Float (N, C, H, W).
     """
-    count, channels, height, width = image.shape
     reach = math.ceil(5 * max_sigma)
-    rows, columns = (min((blur_kernel_size(length) - 1) // 2, reach) for length in (height, width))
+    radii = (min((blur_kernel_size(length) - 1) // 2, reach) for length in image.shape[2:])
+    return separable_filter(image, *(gaussian_kernels(sigma, radius) for radius in radii))
+
+
+def separable_filter(image: Tensor, down: npt.NDArray[np.float32], across: npt.NDArray[np.float32]) -> Tensor:
+    """Filters each image with kernels of its own, with reflected borders (the edge pixel isn't doubled).
+
+    Args:
+        image: float32 (N, C, H, W), higher and wider than half a kernel.
+        down: Weights from top to bottom, (N, odd number).
+        across: Weights from left to right, (N, odd number).
+
+    Returns:
+        Float (N, C, H, W).
+    """
+    count, channels, height, width = image.shape
+    rows, columns = down.shape[1] // 2, across.shape[1] // 2
     padded_size = (height + 2 * rows, width + 2 * columns)
     stacked = F.pad(image, (columns, columns, rows, rows), mode="reflect").view(1, count * channels, *padded_size)
     with full_precision(image.device):
-        for radius, shape in ((rows, (-1, 1)), (columns, (1, -1))):
-            kernel = torch.from_numpy(_gaussian(sigma, radius).repeat(channels, axis=0)).to(image, non_blocking=True)
+        for weights, shape in ((down, (-1, 1)), (across, (1, -1))):
+            kernel = torch.from_numpy(weights.repeat(channels, axis=0)).to(image, non_blocking=True)
             stacked = F.conv2d(stacked, kernel.view(count * channels, 1, *shape), groups=count * channels)
     return stacked.view_as(image)
 
 
-def _gaussian(sigma: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
-    """Sampled Gaussians of sum 1, (N, 2 * radius + 1)."""
+def gaussian_kernels(sigma: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
+    """Sampled Gaussians of sum 1, (N, 2 * radius + 1), of deviations (N,); below 1e-3 all weight is in the middle."""
     offset = np.arange(-radius, radius + 1, dtype=np.float32)
-    kernel = np.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+    kernel = np.exp(-0.5 * (offset / sigma.clip(min=1e-3)[:, None]) ** 2)
     return np.asarray(kernel / kernel.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
@@ -239,12 +269,12 @@ class GaussianBlur(Translation):
     """Random Gaussian blur, sigma drawn for each image.
 
     Args:
-        sigma: Range of the standard deviation in pixels.
+        sigma: Range of the standard deviation in pixels; images that draw nearly 0 stay as they are.
     """
 
     def __init__(self, sigma: tuple[float, float] = (0.15, 1.15)) -> None:
-        if not 0 < sigma[0] <= sigma[1]:
-            raise ValueError(f"GaussianBlur: found sigma={sigma}, expected 0 < lower <= upper.")
+        if not 0 <= sigma[0] <= sigma[1] or sigma[1] == 0:
+            raise ValueError(f"GaussianBlur: found sigma={sigma}, expected 0 <= lower <= upper and upper > 0.")
         self.sigma = sigma
 
     def __call__(self, image: Tensor, generator: torch.Generator, other: Tensor | None = None) -> Tensor:
@@ -255,23 +285,33 @@ class GaussianBlur(Translation):
 
 
 class RandomApply(Translation):
-    """Applies a translation to the whole batch with some probability; the gate is shared by its images.
+    """Applies a translation with some probability.
 
     Args:
         translation: What to apply.
         p: Probability, 0-1.
+        gate: Whether one draw decides for the whole "batch", or one for each "image" by itself; then the translation
+            gets the chosen images alone, and the images of the other domain at their places.
     """
 
-    def __init__(self, translation: Translation, p: float = 0.5) -> None:
+    def __init__(self, translation: Translation, p: float = 0.5, gate: Literal["batch", "image"] = "batch") -> None:
         if not 0 <= p <= 1:
             raise ValueError(f"RandomApply: found p={p}, expected a probability in [0, 1].")
         self.translation = translation
         self.p = p
+        self.gate = gate
 
     def __call__(self, image: Tensor, generator: torch.Generator, other: Tensor | None = None) -> Tensor:
         """The translated batch, or the given one."""
-        gate = torch.rand((), generator=generator).item()  # on the CPU
-        return self.translation(image, generator, other) if gate < self.p else image
+        count = image.shape[0] if self.gate == "image" else 1
+        chosen = np.flatnonzero(torch.rand(count, generator=generator, dtype=torch.float32).numpy() < self.p)
+        if not chosen.size:
+            return image
+        if self.gate == "batch":
+            return self.translation(image, generator, other)
+        part = torch.from_numpy(chosen).to(image.device, non_blocking=True)
+        translated = self.translation(image[part], generator, None if other is None else other[part])
+        return image.index_copy(0, part, translated)
 
 
 class StrongAugmentation(Translation):

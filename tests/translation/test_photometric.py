@@ -1,8 +1,10 @@
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 from lightning_uda.translation import ColorJitter, GaussianBlur, RandomApply, StrongAugmentation, Translation
 from lightning_uda.translation.photometric import JitterParameters, blur_kernel_size, color_jitter, gaussian_blur
@@ -65,6 +67,57 @@ def test_gates_are_shared_by_the_batch_and_met_as_often_as_asked():
     assert sum(first for first, _ in changed) / 300 == pytest.approx(0.8, abs=0.07)
 
 
+def test_a_gate_for_each_image_is_met_as_often_as_asked_by_each_alone():
+    image = torch.rand(4000, 3, 4, 4)
+    gated = RandomApply(ColorJitter(), p=0.3, gate="image")
+    result = gated(image, torch.Generator().manual_seed(0))
+    changed = (result != image).flatten(1).any(1)
+    assert changed.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    pairs = changed.view(2000, 2)
+    assert pairs.all(1).float().mean().item() == pytest.approx(0.09, abs=0.025)  # both, if independent
+    assert torch.equal(gated(image, torch.Generator().manual_seed(0)), result)
+    for p, same in ((0, True), (1, False)):
+        result = RandomApply(ColorJitter(), p, "image")(image, torch.Generator().manual_seed(0))
+        assert ((result == image).flatten(1).all(1) == same).all()
+
+
+def test_images_behind_a_gate_get_the_images_of_the_other_domain_at_their_places():
+    image, other = torch.rand(50, 3, 8, 8), torch.rand(50, 3, 5, 7)
+    result = RandomApply(MeanOfTheOther(), p=0.5, gate="image")(image, torch.Generator().manual_seed(0), other)
+    changed = (result != image).flatten(1).any(1)
+    assert 10 < changed.sum() < 40
+    torch.testing.assert_close(result[changed][..., 0, 0], other.mean(dim=(2, 3))[changed])
+
+
+def smooth_picture(height=64, width=96):
+    """Smooth colours with a sharp frame, uint8 (H, W, 3)."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.rectangle(picture, (20, 10), (70, 50), (255, 200, 0), 2)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.3, 0.7, 1.0])
+def test_the_light_blur_of_the_loader_is_near_pillows(radius):
+    """Pillow's is three box blurs of that standard deviation; they differ from a Gaussian most at edges around 0.3."""
+    picture = smooth_picture()
+    expected = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
+    sigma = np.array([radius], dtype=np.float32)
+    found = gaussian_blur(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, sigma, 1.0)[0].permute(1, 2, 0) * 255
+    error = np.abs(found.numpy() - expected)[3:-3, 3:-3]  # borders are reflected here, repeated there
+    assert error.mean() < 1.2
+    assert error.max() < 20
+
+
+def test_the_light_blur_of_the_loader_is_drawn_for_each_image_by_itself():
+    image = torch.rand(2000, 3, 24, 24)
+    blur = RandomApply(GaussianBlur((0.0, 1.0)), p=0.5, gate="image")
+    result = blur(image, torch.Generator().manual_seed(0))
+    assert result.isfinite().all()
+    # Radii below about 0.25 change no pixel by a thousandth: of 0.5 + 0.5 * 0.25 of the images nothing is to be seen.
+    same = (result - image).abs().amax(dim=(1, 2, 3)) < 1e-3
+    assert same.float().mean().item() == pytest.approx(0.625, abs=0.04)
+
+
 class MeanOfTheOther(Translation):
     """Fills images with the mean colour of the other domain's."""
 
@@ -94,8 +147,10 @@ def test_strong_augmentation_keeps_range_and_shape_and_may_lack_stages():
 
 
 def test_wrong_ranges_are_refused():
-    with pytest.raises(ValueError, match="expected 0 < lower <= upper"):
+    with pytest.raises(ValueError, match="expected 0 <= lower <= upper"):
         GaussianBlur((1.0, 0.5))
+    with pytest.raises(ValueError, match="upper > 0"):
+        GaussianBlur((0.0, 0.0))
     with pytest.raises(ValueError, match="expected half-widths"):
         ColorJitter(contrast=1.5)
     with pytest.raises(ValueError, match="expected a probability"):
