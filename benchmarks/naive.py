@@ -1,4 +1,4 @@
-"""What surrounds the network in a step of DACS and DSP, written down literally: the naive sides of `surroundings.py`.
+"""What surrounds the network in a step of DACS, DSP and EHTDI, written literally: the naive sides of `surroundings.py`.
 
 Image after image and operation after operation, as the definitions read and as no one would call slow at first sight.
 Images are RGB float in 0-255 minus `MEAN` (in the published programs BGR, which changes no count). Random numbers are
@@ -27,6 +27,20 @@ def class_mask(mask: Tensor, generator: torch.Generator) -> Tensor:
         order = score[classes].argsort(descending=True)
         chosen = classes[order[: (len(classes) + 1) // 2]]
         masks.append((labels.unsqueeze(0) == chosen.view(-1, 1, 1)).long().sum(dim=0))
+    return torch.stack(masks)
+
+
+def class_pool(mask: Tensor, generator: torch.Generator) -> Tensor:
+    """Pixels of half of each image's classes after fence, rounded down but at least one (EHTDI): int64 (N, H, W)."""
+    scores = torch.rand(len(mask), 256, generator=generator)
+    masks = []
+    for labels, score in zip(mask, scores, strict=True):
+        pool = [c for c in torch.unique(labels).tolist() if c > 4 and c != IGNORE_INDEX]
+        number = 1 if len(pool) == 1 else len(pool) // 2
+        M = torch.zeros_like(labels)
+        for c in sorted(pool, key=lambda c: score[c].item(), reverse=True)[:number]:
+            M = M + (labels == c).long()
+        masks.append(M)
     return torch.stack(masks)
 
 

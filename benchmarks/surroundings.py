@@ -1,4 +1,4 @@
-"""What surrounds the network in a step of DACS and DSP: our code against its literal, naive transcription.
+"""What surrounds the network in a step of DACS, DSP and EHTDI: our code against its literal, naive transcription.
 
 Run as `python benchmarks/surroundings.py`. Both forms take the same inputs and random draws, in turn, in one process
 and on one thread; times are CPU times, medians over the rounds, and the ratio is the median of the paired ratios, which
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from lightning_uda.callbacks import EMATeacher
 from lightning_uda.methods import DACS
-from lightning_uda.mixing import ClassMask, ConfidenceConsistency, paste, paste_tail, soft_paste
+from lightning_uda.mixing import ClassMask, ClassPool, ConfidenceConsistency, paste, paste_tail, soft_paste
 from lightning_uda.networks import CaffeDeepLabV2, Classifier, InputNormalization, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import BatchConfidence, pseudo_label
 from lightning_uda.resize import upsample
@@ -177,6 +177,12 @@ def class_mask_sides(x: Inputs) -> tuple[Side, Side]:
     """Half of the classes of two images."""
     ours = ClassMask()
     return lambda: (naive.class_mask(x.source_mask, seeded()),), lambda: (ours(x.source_mask, seeded()),)
+
+
+def class_pool_sides(x: Inputs) -> tuple[Side, Side]:
+    """Half of the classes of EHTDI's pool in two images."""
+    ours = ClassPool()
+    return lambda: (naive.class_pool(x.source_mask, seeded()),), lambda: (ours(x.source_mask, seeded()),)
 
 
 def mixing_sides(x: Inputs) -> tuple[Side, Side]:
@@ -378,6 +384,7 @@ class Piece:
 OF_255 = Agreement(1e-2, "of 255", in_images)
 PIECES = {
     "class mask": Piece(class_mask_sides, 4, 8, EXACT),
+    "class pool": Piece(class_pool_sides, 30, 8, EXACT),
     "mixing": Piece(mixing_sides, 3, 16, Agreement(1e-4, "of 255", in_images)),
     "colour jitter": Piece(jitter_sides, 3, 50, OF_255),
     "Gaussian blur": Piece(blur_sides, 20, 30, OF_255),
