@@ -8,7 +8,7 @@ import yaml
 
 from lightning_uda.cli import run_trainer
 from lightning_uda.commands.sweep import read_sweep
-from lightning_uda.methods import DACS, DSP, AdaBN, MeanTeacher, NaiveClassMix, SelfTraining, SourceOnly
+from lightning_uda.methods import DACS, DSP, EHTDI, AdaBN, MeanTeacher, NaiveClassMix, SelfTraining, SourceOnly
 from lightning_uda.report import report
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +39,9 @@ def fit(folder, config, options):
             "--model.terms.htcm ConfidentPaste --model.terms.htcm.of target_mixed --model.terms.htcm.tau 0.05",
             ["feature", "htcm", "source", "source_mixed", "target_mixed"],
         ),
+        ("dacs_htcm", "", ["htcm", "mixed", "source"]),
+        ("dacs", "--model.terms.picl PixelContrast", ["mixed", "picl", "source"]),
+        ("dsp_procl", "", ["feature", "procl", "source", "source_mixed", "target_mixed"]),
     ],
 )
 def test_terms_of_other_papers_train_and_show_everywhere(tmp_path, capsys, config, options, losses):
@@ -87,7 +90,7 @@ def test_terms_can_be_swept(tmp_path, capsys):
 COMMON = ["network", "label_space", "optimizer", "schedule", "inference", "seed", "scoring", "terms"]
 
 
-@pytest.mark.parametrize("method", [SourceOnly, AdaBN, MeanTeacher, NaiveClassMix, DACS, DSP, SelfTraining])
+@pytest.mark.parametrize("method", [SourceOnly, AdaBN, MeanTeacher, NaiveClassMix, DACS, DSP, EHTDI, SelfTraining])
 def test_every_method_shows_the_arguments_of_the_base(method, capsys):
     with pytest.raises(SystemExit):
         run_trainer(["fit", "--model.help", method.__name__])

@@ -4,6 +4,7 @@ from lightning_uda.methods.ada_bn import AdaBN
 from lightning_uda.methods.base import TeacherModule, UDAModule
 from lightning_uda.methods.dacs import DACS
 from lightning_uda.methods.dsp import DSP
+from lightning_uda.methods.ehtdi import EHTDI
 from lightning_uda.methods.mean_teacher import MeanTeacher
 from lightning_uda.methods.naive_class_mix import NaiveClassMix
 from lightning_uda.methods.self_training import SelfTraining
@@ -12,6 +13,7 @@ from lightning_uda.methods.source_only import SourceOnly
 __all__ = [
     "DACS",
     "DSP",
+    "EHTDI",
     "AdaBN",
     "MeanTeacher",
     "NaiveClassMix",

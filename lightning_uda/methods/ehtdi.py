@@ -17,7 +17,7 @@ from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import ConfidentPaste, PixelContrast, PrototypeContrast
-from lightning_uda.translation import RandomResizedCrop, Translation, ViewJitter
+from lightning_uda.translation import GaussianBlur, RandomApply, RandomResizedCrop, Translation, ViewJitter
 
 
 class EHTDI(TeacherModule):
@@ -42,6 +42,7 @@ class EHTDI(TeacherModule):
             SYNTHIA.
         picl: Contrast of pixels; `null` leaves it out.
         crop: Takes crops of images and labels; `null` works on whole images, which must then have one size.
+        input_augmentation: What is done to whole images before anything else; `null` leaves it out.
         augmentation: What makes strong crops of weak ones; `null` leaves it out.
         second_augmentation: Makes another strong view, "mixed_second", which the contrasts may name in `between`;
             predictions still come from the weak one.
@@ -65,6 +66,7 @@ class EHTDI(TeacherModule):
         procl: PrototypeContrast | None = PrototypeContrast(),
         picl: PixelContrast | None = PixelContrast(),
         crop: RandomResizedCrop | None = RandomResizedCrop((512, 512)),
+        input_augmentation: Translation | None = RandomApply(GaussianBlur((0.0, 1.0)), p=0.5, gate="image"),
         augmentation: Translation | None = ViewJitter(),
         second_augmentation: Translation | None = None,
         pseudo_labels_of: Literal["student", "teacher"] = "student",
@@ -77,6 +79,7 @@ class EHTDI(TeacherModule):
         self.mixed_weight = mixed_weight
         self.paste_mask = paste_mask
         self.crop = crop
+        self.input_augmentation = input_augmentation
         self.augmentation = augmentation
         self.second_augmentation = second_augmentation
         self.pseudo_labels_of = pseudo_labels_of
@@ -90,12 +93,15 @@ class EHTDI(TeacherModule):
 
     def algorithm(self, step: Step) -> None:
         """A step of the published program, but for its terms, which the base runs after it."""
-        source, target = step.batch["source"], step.batch["target"]
-        step.learn("source", source["image"], Labels(source["mask"]))
+        source_image, target_image = (
+            step.translate(self.input_augmentation, to_float(step.batch[name]["image"])) for name in ("source", "target")
+        )
+        source_mask = step.batch["source"]["mask"]
+        step.learn("source", source_image, Labels(source_mask))
 
         with torch.no_grad():
-            source_weak, source_labels = self._cropped(step, source["image"], source["mask"])
-            target_weak, target_labels = self._cropped(step, target["image"], self.labelled(target["image"]))
+            source_weak, source_labels = self._cropped(step, source_image, source_mask)
+            target_weak, target_labels = self._cropped(step, target_image, self.labelled(target_image))
             source_strong, target_strong = (step.translate(self.augmentation, x) for x in (source_weak, target_weak))
 
         step.offer("source_weak", source_weak, Labels(source_labels))
@@ -123,14 +129,14 @@ class EHTDI(TeacherModule):
         )
 
     def labelled(self, image: Tensor) -> Tensor:
-        """Pseudo-labels of whole target images uint8 (N, 3, H, W), int64 (N, H, W)."""
+        """Pseudo-labels of whole target images, float (N, 3, H, W) in [0, 1]: int64 (N, H, W)."""
         if self.pseudo_labels_of == "teacher":
             return self.pseudo_label(image)[0]
-        logits = self.student(to_float(image))
+        logits = self.student(image)
         return pseudo_label(logits, size_of(image), align_corners=self.student.align_corners)[0]
 
     def _cropped(self, step: Step, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return (to_float(image), mask) if self.crop is None else self.crop(image, mask, step.generator)
+        return (image, mask) if self.crop is None else self.crop(image, mask, step.generator)
 
     def _for_auxiliary(self, step: Step) -> Labels | None:
         """What auxiliary classifiers learn on the mix, where it isn't what the main one learns."""

@@ -60,26 +60,25 @@ class ConfidentPaste(Term):
     def forward(self, step: Step) -> Tensor:
         """L_hts, a scalar."""
         pasted, base = self.view(step, self.image), self.view(step, self.onto)
-        mask = self._truth(base)
+        truth = self._truth(base)
         with torch.no_grad():
             self.view(step, self.of)
-            labels, confidence = step.prediction(self.of)
+            predicted, confidence = step.prediction(self.of)
             chosen = confidence > self.tau
             if self.pasted_before != "predicted":
-                before, truth = self._pasted_before(pasted)
-                labels = paste(truth, labels, before)
+                before, taught = self._pasted_before(pasted)
+                predicted = paste(taught, predicted, before)
                 chosen = chosen | before if self.pasted_before == "united" else chosen
-            mask = Labels(paste(labels, mask, chosen))
+            labels = Labels(paste(predicted, truth, chosen))
             image = paste(to_float(pasted.image), to_float(base.image), chosen)
         if self.unjittered is not None:
             top, under = (to_float(self.view(step, name).image) for name in self.unjittered)
-            step.offer(f"{self.name}_weak", paste(top, under, chosen), mask)
+            step.offer(f"{self.name}_weak", paste(top, under, chosen), labels)
         step.log[f"{self.name}_pixels"] = chosen.float().mean
-        view = step.look(self.name, image, mask)
-        logits = view.logits
+        logits = step.look(self.name, image, labels).logits
         if self.images == "first":
-            logits, mask = logits[:1], Labels(mask.mask[:1])
-        return mask.loss(upsample(logits, size_of(image), step.student.align_corners).log_softmax(dim=1))
+            logits, labels = logits[:1], Labels(labels.mask[:1])
+        return labels.loss(upsample(logits, size_of(image), step.student.align_corners).log_softmax(dim=1))
 
     def _truth(self, base: View) -> Tensor:
         """Labels of the images that are pasted into.

@@ -268,7 +268,7 @@ class _InfoNCE(torch.autograd.Function):
         return (row_sums.log().squeeze(2) + scale - scale * (probs * positive).sum(dim=2)).mean()
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """The gradient, times that of the loss."""
         return ctx.saved_tensors[0] * grad, None, None

@@ -46,6 +46,7 @@ def golden_step(g, images):
     module = EHTDI(
         network=Replay(),
         label_space="cityscapes",
+        input_augmentation=None,
         crop=in_turn(*crops),
         augmentation=in_turn(g["src_strong"], g["trg_strong"]),
         paste_mask=lambda mask, _: paste_mask_of(mask, chosen),
@@ -162,7 +163,6 @@ def htcm(**options):
             "second_augmentation": StrongAugmentation(jitter_p=1.0),
             "picl": PixelContrast(between=("mixed", "mixed_second")),
         },
-        {"pseudo_labels_of": "teacher"},
         {"mixed_weight": 0.2},
         {"augmentation": None},
     ],
@@ -173,6 +173,17 @@ def test_parts_change_the_run_and_its_losses_are_finite(options):
     assert all(value.isfinite() for value in logged.values())
     names = {"source", "mixed", "htcm", "procl", "picl"} - {name for name, part in options.items() if part is None}
     assert {name.removeprefix("train/loss_") for name in logged if name.startswith("train/loss_")} == names
+
+
+@pytest.mark.parametrize("labels_of", ["student", "teacher"])
+def test_whole_target_images_are_labelled_by_the_network_that_is_asked_for(labels_of):
+    module = ehtdi(pseudo_labels_of=labels_of)
+    module.teacher.load_state_dict(tiny_network(seed=1).state_dict())
+    image = torch.rand(2, 3, 24, 32)
+    logits = getattr(module, labels_of)(image)
+    expected = torch.nn.functional.interpolate(logits, (24, 32), mode="bilinear", align_corners=True).argmax(1)
+    assert torch.equal(module.labelled(image), expected)
+    assert expected.unique().numel() > 1
 
 
 def test_without_a_mix_the_confident_paste_takes_target_crops():
@@ -200,12 +211,10 @@ def test_the_weak_mix_is_shown_only_where_it_is_needed():
 
 
 def test_the_teacher_is_for_evaluation_and_follows_slowly():
-    module = ehtdi()
-    (callback,) = module.configure_callbacks()
-    assert isinstance(callback, EMATeacher)
+    _, _, module = run()
+    (callback,) = (each for each in module.trainer.callbacks if isinstance(each, EMATeacher))
     assert (callback.decay, callback.buffers) == (0.999, "copy")
     assert module.evaluated_network() is module.teacher
-    _, _, module = run()
     for mine, students in zip(module.teacher.buffers(), module.student.buffers(), strict=True):
         assert torch.equal(mine, students)
 
