@@ -56,6 +56,8 @@ SMALL = {
     "wide_resnet38": ["--model.network.stem_channels", "4"],
 }
 """Options that bring a network of the papers down to one for a test."""
+SMALL_CROPS = ["--model.crop.size", "[32, 32]"]
+"""The same for EHTDI's crops."""
 
 
 def small_benchmark(config, top):
@@ -67,6 +69,8 @@ def small_benchmark(config, top):
         arguments += [f"--data.{name}.root", str(top / folder)]
     for name in ("source", "target"):
         arguments += [f"--data.{name}_transform.resize", "[32, 64]", f"--data.{name}_transform.crop", "[32, 32]"]
+    if config.stem.startswith("ehtdi"):
+        arguments += SMALL_CROPS
     return [*arguments, "--data.eval_transform.resize", "[32, 64]"]
 
 
@@ -121,6 +125,7 @@ def test_axes_compose(axes, tmp_path, monkeypatch):
     for name in ("source", "target", "val"):
         arguments += [f"--data.{name}.size", "[32, 64]"]
     arguments += SMALL.get(axes["network"], [])
+    arguments += SMALL_CROPS if axes["method"].startswith("ehtdi") else []
     if axes["method"] == "dsp":
         arguments += ["--data.source.length", "60"]
     cli = run_trainer(arguments + (small_rounds("minicity") if in_rounds else []))

@@ -93,14 +93,14 @@ class EHTDI(TeacherModule):
 
     def algorithm(self, step: Step) -> None:
         """A step of the published program, but for its terms, which the base runs after it."""
+        source, target = step.batch["source"], step.batch["target"]
         source_image, target_image = (
-            step.translate(self.input_augmentation, to_float(step.batch[name]["image"])) for name in ("source", "target")
+            step.translate(self.input_augmentation, to_float(each["image"])) for each in (source, target)
         )
-        source_mask = step.batch["source"]["mask"]
-        step.learn("source", source_image, Labels(source_mask))
+        step.learn("source", source_image, Labels(source["mask"]))
 
         with torch.no_grad():
-            source_weak, source_labels = self._cropped(step, source_image, source_mask)
+            source_weak, source_labels = self._cropped(step, source_image, source["mask"])
             target_weak, target_labels = self._cropped(step, target_image, self.labelled(target_image))
             source_strong, target_strong = (step.translate(self.augmentation, x) for x in (source_weak, target_weak))
 
