@@ -13,12 +13,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from torch import Tensor
 
-from lightning_uda.metrics import Evaluation, at_size, columns_of, evaluate, keep_confusion, mean_column, mean_label
+from lightning_uda.metrics import (
+    Evaluation,
+    columns_of,
+    evaluate,
+    in_scope,
+    keep_confusion,
+    mean_column,
+    scope_label,
+    score_label,
+)
 from lightning_uda.tables import Row, append_row, console_table, percent, percent_bar
 
 IOU_FILE = "iou.csv"
 """Name of the table in a run folder: step, stage, then in percent miou, miou_<subset> and iou_<class name>; the same
-with `_at_<size>` for each further size that predictions are scored at."""
+with `_<scope>` for each further scope of the scores, such as a size (`_at_512x1024`)."""
 
 
 class IoUTable(Callback):
@@ -26,18 +35,19 @@ class IoUTable(Callback):
 
     Each evaluation writes its matrix (pixel counts, rows = ground truth) into the run folder (`trainer.log_dir`;
     nothing is written without a logger) as `confusions/val_step_000800.csv`, `confusions/test_step_...` when testing,
-    `..._at_512x1024.csv` for a further size that predictions are scored at. It is never replaced: the second
-    evaluation of a step in one run folder is `confusions/val_step_000800.2.csv`. Predictions of classes that count as
-    others (`scoring.merged`) are counted as those.
+    `..._at_512x1024.csv` or `..._within_3px_of_borders.csv` for a further scope of the scores: another size of the
+    labels, or pixels near borders or away from them. It is never replaced: the second evaluation of a step in one run
+    folder is `confusions/val_step_000800.2.csv`. Predictions of classes that count as others (`scoring.merged`) are
+    counted as those.
 
     All else is derived from the matrices: a row of `iou.csv`, and `val/iou_<class name>` and `val/miou_<subset>`
     (`test/...` when testing) in the loggers, all in percent; a class that occurs neither in labels nor in predictions
     is left out. During training an evaluation prints one line, such as `step 400  mIoU 31.2`. Where predictions are
-    scored at further sizes too, every name comes again with the size: `miou_at_512x1024`, `iou_road_at_512x1024`.
+    scored in further scopes too, every name comes again with each: `miou_at_512x1024`, `iou_road_at_512x1024`.
 
     The module must offer `label_space` and `confusions()`: metrics whose `compute()` is the confusion matrix of all
-    processes together, at the size of the labels (`None`), then at further sizes by name. It logs `val/miou` and
-    `val/miou_at_<size>` itself.
+    processes together, of all pixels at the size of the labels (`None`), then of further scopes by name. It logs
+    `val/miou` and `val/miou_<scope>` itself.
 
     Args:
         print_table: Whether the full table is printed at the end of fit, validate and test.
@@ -82,8 +92,8 @@ class IoUTable(Callback):
 
     def _report(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         step = trainer.global_step or self._checkpoint_step
-        matrices = {size: metric.compute() for size, metric in pl_module.confusions().items()}
-        evaluations = [evaluate(matrix, pl_module.label_space, size) for size, matrix in matrices.items()]
+        matrices = {scope: metric.compute() for scope, metric in pl_module.confusions().items()}
+        evaluations = [evaluate(matrix, pl_module.label_space, scope) for scope, matrix in matrices.items()]
         self._last = (step, evaluations)
         _log(pl_module, stage, evaluations)
         folder = trainer.log_dir if trainer.loggers else None
@@ -102,16 +112,17 @@ class IoUTable(Callback):
 
 
 def iou_table(title: str, evaluations: Sequence[Evaluation]) -> Table:
-    """Classes and means of an evaluation for the console; each further size has a column in it."""
-    space, sizes = evaluations[0].label_space, [f"at {other.size}" for other in evaluations[1:]]
+    """Classes and means of an evaluation for the console; each further scope has a column in it."""
+    space = evaluations[0].label_space
+    scopes = [scope_label(other.scope) for other in evaluations[1:] if other.scope]
     rows = []
     for i, (name, color) in enumerate(zip(space.classes, space.palette, strict=True)):
         values = [one.iou[i] for one in evaluations]
         rows.append(Row(name, [*_cells(values), percent(evaluations[0].share[i])], color))
     for name in evaluations[0].means:
         values = [one.means[name] for one in evaluations]
-        rows.append(Row(mean_label(name), [*_cells(values), ""], None, "bold", section=name == mean_column()))
-    return console_table(title, ("class", "IoU %", "", *sizes, "pixels %"), rows)
+        rows.append(Row(score_label(name), [*_cells(values), ""], None, "bold", section=name == mean_column()))
+    return console_table(title, ("class", "IoU %", "", *scopes, "pixels %"), rows)
 
 
 def _cells(values: Sequence[float]) -> list[RenderableType]:
@@ -119,7 +130,7 @@ def _cells(values: Sequence[float]) -> list[RenderableType]:
 
 
 def _log(module: Any, stage: str, evaluations: Sequence[Evaluation]) -> None:
-    by_module = {at_size(mean_column(), evaluation.size) for evaluation in evaluations}
+    by_module = {in_scope(mean_column(), evaluation.scope) for evaluation in evaluations}
     values = {name: value for name, value in columns_of(evaluations).items() if name not in by_module}
     present = {f"{stage}/{name}": value for name, value in values.items() if value == value}
     module.log_dict(present, sync_dist=True)
@@ -128,6 +139,6 @@ def _log(module: Any, stage: str, evaluations: Sequence[Evaluation]) -> None:
 def _write(
     run: Path, stage: str, step: int, matrices: Mapping[str | None, Tensor], evaluations: Sequence[Evaluation]
 ) -> None:
-    for size, matrix in matrices.items():
-        keep_confusion(run, stage, step, size, matrix, evaluations[0].label_space.classes)
+    for scope, matrix in matrices.items():
+        keep_confusion(run, stage, step, scope, matrix, evaluations[0].label_space.classes)
     append_row(run / IOU_FILE, {"step": step, "stage": stage} | columns_of(evaluations))

@@ -23,11 +23,11 @@ from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.files import NOTES_FILE
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
-from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, size_name
+from lightning_uda.metrics import Confusion, Scoring, in_scope, iou_per_class, mean_column, mean_iou
 from lightning_uda.networks.base import SegmentationNetwork, parameter_group
 from lightning_uda.optim import Poly, Schedule
 from lightning_uda.pseudo_labels import pseudo_label
-from lightning_uda.resize import resize_labels, size_of
+from lightning_uda.resize import Size, size_of
 from lightning_uda.step import Step, Term, View, to_float
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ class UDAModule(LightningModule):
         schedule: Learning-rate factor over the steps.
         inference: How images are put through the network at test time.
         seed: Key of the random numbers of training steps; the CLI links it to `seed_everything`.
-        scoring: Sizes at which predictions are scored besides that of the labels, and classes that count as others.
+        scoring: Sizes at which predictions are scored besides that of the labels, scores near class borders, classes
+            that count as others.
         terms: Further terms of the loss by name, such as those of other papers; `null` leaves one out.
 
     Raises:
@@ -98,8 +99,8 @@ class UDAModule(LightningModule):
         self.seed = seed
         self.scoring = scoring
         self.confusion = scoring.new_confusion(self.label_space)
-        self.confusions_at = nn.ModuleDict(
-            {size_name(size): scoring.new_confusion(self.label_space) for size in scoring.sizes}
+        self.further_confusions = nn.ModuleDict(
+            {scope: scoring.new_confusion(self.label_space) for scope in scoring.scopes}
         )
         for name, term in terms.items():
             self.add_term(name, term)
@@ -273,21 +274,23 @@ class UDAModule(LightningModule):
         """
         mask = batch["mask"].long()
         scores = self.inference.scores(self.evaluated_network(), to_float(batch["image"]))
-        prediction = scores(size_of(mask)).argmax(dim=1)
-        self.confusion.update(prediction, mask)
-        for size in self.scoring.sizes:
-            self.confusions()[size_name(size)].update(scores(size).argmax(dim=1), resize_labels(mask, size))
-        return {"pred": prediction}
+        confusions, predictions = self.confusions(), dict[Size, Tensor]()
+        for scope, labels in self.scoring.labels(mask):
+            size = size_of(labels)
+            if size not in predictions:
+                predictions[size] = scores(size).argmax(dim=1)
+            confusions[scope].update(predictions[size], labels)
+        return {"pred": predictions[size_of(mask)]}
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/miou`, the mean IoU over all classes in percent, and `val/miou_at_<size>`."""
+        """Logs `val/miou`, the mean IoU over all classes in percent, and `val/miou_<scope>`."""
         self._log_miou("val")
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        """Logs `test/miou` and `test/miou_at_<size>`, in percent."""
+        """Logs `test/miou` and `test/miou_<scope>`, in percent."""
         self._log_miou("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -330,13 +333,13 @@ class UDAModule(LightningModule):
             )
 
     def _log_miou(self, stage: str) -> None:
-        for size, confusion in self.confusions().items():
+        for scope, confusion in self.confusions().items():
             miou = mean_iou(iou_per_class(confusion.compute()))
-            self.log(f"{stage}/{at_size('miou', size)}", 100 * miou.float(), prog_bar=True)
+            self.log(f"{stage}/{in_scope(mean_column(), scope)}", 100 * miou.float(), prog_bar=True)
 
     def confusions(self) -> dict[str | None, Confusion]:
-        """All matrices: at the size of the labels (`None`) and at the sizes of `scoring`."""
-        others = cast(Mapping[str, Confusion], self.confusions_at)
+        """All matrices: of all pixels at the size of the labels (`None`), and of the further scopes of `scoring`."""
+        others = cast(Mapping[str, Confusion], self.further_confusions)
         return {None: self.confusion, **dict(others.items())}
 
 

@@ -1,6 +1,7 @@
 """Segmentation metrics from one confusion matrix."""
 
-from lightning_uda.metrics.columns import at_size, iou_column, mean_column, mean_label, size_name
+from lightning_uda.metrics.borders import near_borders
+from lightning_uda.metrics.columns import in_scope, iou_column, mean_column, scope_label, score_label
 from lightning_uda.metrics.confusion_files import (
     CONFUSIONS,
     ConfusionFile,
@@ -21,20 +22,21 @@ __all__ = [
     "Evaluation",
     "FoldScores",
     "Scoring",
-    "at_size",
     "averaged",
     "columns_of",
     "evaluate",
     "find_confusions",
+    "in_scope",
     "iou_column",
     "iou_per_class",
     "keep_confusion",
     "mean_column",
     "mean_iou",
-    "mean_label",
     "merge_predictions",
+    "near_borders",
     "read_confusion",
+    "scope_label",
     "score_folds",
-    "size_name",
+    "score_label",
     "write_confusion",
 ]

@@ -12,36 +12,36 @@ import torch
 from torch import Tensor
 
 from lightning_uda.files import free_name, replace_file
-from lightning_uda.metrics.columns import at_size
+from lightning_uda.metrics.columns import SCOPE, in_scope, scope_order
 from lightning_uda.tables import csv_text
 
 CONFUSIONS = "confusions"
 """Folder of the matrices in a run folder."""
 
-_NAME = re.compile(r"(?P<stage>[a-z]+)_step_(?P<step>\d+)(_at_(?P<size>\d+x\d+))?(\.(?P<number>\d+))?\.csv")
+_NAME = re.compile(rf"(?P<stage>[a-z]+)_step_(?P<step>\d+)(_(?P<scope>{SCOPE}))?(\.(?P<number>\d+))?\.csv")
 
 
 @dataclass(frozen=True)
 class ConfusionFile:
-    """Where the matrix of one evaluation lies, at one size.
+    """Where the matrix of one evaluation lies, of one scope.
 
     Attributes:
         path: The file.
         stage: "val" or "test".
         step: Training step of the network that was evaluated.
-        size: Size that labels were brought to, such as "512x1024"; `None` if they kept theirs.
+        scope: Which pixels it counts, such as "at_512x1024"; `None` for all at the size of the labels.
         number: 1 for the first evaluation of a step in this run, 2 for the second.
     """
 
     path: Path
     stage: str
     step: int
-    size: str | None
+    scope: str | None
     number: int
 
 
 def keep_confusion(
-    run: Path, stage: str, step: int, size: str | None, confusion: Tensor, classes: Sequence[str]
+    run: Path, stage: str, step: int, scope: str | None, confusion: Tensor, classes: Sequence[str]
 ) -> Path:
     """Writes the matrix of an evaluation into a run folder, beside all that are there.
 
@@ -49,7 +49,7 @@ def keep_confusion(
         run: The run folder.
         stage: "val" or "test".
         step: Training step of the network that was evaluated.
-        size: Size that labels were brought to, such as "512x1024"; `None` if they kept theirs.
+        scope: Which pixels it counts, such as "at_512x1024"; `None` for all at the size of the labels.
         confusion: Integer (C, C); rows are ground truth, columns predictions.
         classes: C names.
 
@@ -57,7 +57,7 @@ def keep_confusion(
         The file: `confusions/val_step_000800.csv`, `confusions/val_step_000800_at_512x1024.csv`; where the same step
         is evaluated again, `confusions/val_step_000800.2.csv`.
     """
-    path = run / CONFUSIONS / f"{at_size(f'{stage}_step_{step:06d}', size)}.csv"
+    path = run / CONFUSIONS / f"{in_scope(f'{stage}_step_{step:06d}', scope)}.csv"
     path = free_name(path, first=2) if path.exists() else path
     write_confusion(path, confusion, classes)
     return path
@@ -67,11 +67,11 @@ def find_confusions(run: Path) -> list[ConfusionFile]:
     """The matrices in a run folder by step and, where a step was evaluated again, in the order of the evaluations."""
     found = [(path, _NAME.fullmatch(path.name)) for path in (run / CONFUSIONS).glob("*.csv")]
     files = [
-        ConfusionFile(path, name["stage"], int(name["step"]), name["size"], int(name["number"] or 1))
+        ConfusionFile(path, name["stage"], int(name["step"]), name["scope"], int(name["number"] or 1))
         for path, name in found
         if name
     ]
-    return sorted(files, key=lambda file: (file.step, file.number, file.size or ""))
+    return sorted(files, key=lambda file: (file.step, file.number, scope_order(file.scope)))
 
 
 def write_confusion(path: Path, confusion: Tensor, classes: Sequence[str]) -> None:

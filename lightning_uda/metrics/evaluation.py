@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_uda.label_spaces import LabelSpace
-from lightning_uda.metrics.columns import at_size, iou_column, mean_column, mean_label
+from lightning_uda.metrics.columns import in_scope, iou_column, mean_column, score_label
 from lightning_uda.metrics.segmentation import iou_per_class, mean_iou
 from lightning_uda.tables import percent
 
@@ -23,39 +23,39 @@ class Evaluation:
         share: Share of each class in the ground-truth pixels.
         means: Mean IoU over all classes as `miou`, and over each subset as `miou_<subset>`; classes in neither labels
             nor predictions are left out.
-        size: Size that labels were brought to, such as "512x1024"; `None` if they kept theirs.
+        scope: Which pixels are counted, such as "at_512x1024"; `None` for all at the size of the labels.
     """
 
     label_space: LabelSpace
     iou: list[float]
     share: list[float]
     means: dict[str, float]
-    size: str | None = None
+    scope: str | None = None
 
     def columns(self) -> dict[str, float]:
-        """The means, then `iou_<class name>` for each class; all with `_at_<size>` if there is a size."""
+        """The means, then `iou_<class name>` for each class; all with `_<scope>` if there is a scope."""
         classes = {iou_column(name): value for name, value in zip(self.label_space.classes, self.iou, strict=True)}
-        return {at_size(name, self.size): value for name, value in (self.means | classes).items()}
+        return {in_scope(name, self.scope): value for name, value in (self.means | classes).items()}
 
     def summary(self) -> str:
         """The means in one line, such as `mIoU 31.2  mIoU (13) 40.1`."""
         return "  ".join(
-            f"{mean_label(at_size(name, self.size))} {percent(value)}" for name, value in self.means.items()
+            f"{score_label(in_scope(name, self.scope))} {percent(value)}" for name, value in self.means.items()
         )
 
 
-def evaluate(confusion: Tensor, label_space: LabelSpace, size: str | None = None) -> Evaluation:
+def evaluate(confusion: Tensor, label_space: LabelSpace, scope: str | None = None) -> Evaluation:
     """Derives everything from one matrix.
 
     Args:
         confusion: Integer (C, C); rows are ground truth, columns predictions.
         label_space: Its C classes.
-        size: Size that labels were brought to, such as "512x1024"; `None` if they kept theirs.
+        scope: Which pixels are counted, such as "at_512x1024"; `None` for all at the size of the labels.
     """
     iou = 100 * iou_per_class(confusion)
     truth = confusion.cpu().double().sum(dim=1)
     means = {mean_column(subset): float(mean_iou(iou, indices)) for subset, indices in averaged(label_space).items()}
-    return Evaluation(label_space, iou.tolist(), (100 * truth / truth.sum()).tolist(), means, size)
+    return Evaluation(label_space, iou.tolist(), (100 * truth / truth.sum()).tolist(), means, scope)
 
 
 def averaged(label_space: LabelSpace) -> dict[str | None, list[int] | None]:
@@ -64,5 +64,5 @@ def averaged(label_space: LabelSpace) -> dict[str | None, list[int] | None]:
 
 
 def columns_of(evaluations: Iterable[Evaluation]) -> dict[str, float]:
-    """Columns of the evaluations of one step at all sizes, as `iou.csv` has them."""
+    """Columns of the evaluations of one step in all scopes, as `iou.csv` has them."""
     return {name: value for evaluation in evaluations for name, value in evaluation.columns().items()}

@@ -1,14 +1,17 @@
-"""What predictions are compared with: sizes of the labels, and classes that count as others."""
+"""What predictions are compared with: sizes of the labels, pixels near borders, classes that count as others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
+from lightning_uda.metrics.borders import near_borders
+from lightning_uda.metrics.columns import border_scopes, size_scope
 from lightning_uda.metrics.segmentation import merge_predictions
+from lightning_uda.resize import resize_labels
 
 
 class Confusion(MulticlassConfusionMatrix):
@@ -37,19 +40,55 @@ class Scoring:
         merged: Class predicted to class it counts as, by name. On NTHU, CBST has
             `{wall: building, fence: building, pole: building, truck: car, terrain: vegetation}`; the score of its
             protocol is then `val/miou_13`, where a prediction of any other class that is not scored is a miss.
+        border: Distance from class borders, in pixels of the labels; `null` leaves it out. Pixels within that distance
+            of another class (see `near_borders`) and those beyond it are scored apart, at the size of the labels only:
+            with 3 as `val/miou_within_3px_of_borders` and `val/miou_beyond_3px_of_borders`.
 
     Raises:
-        ValueError: If one of the sizes isn't a height and a width, or is given twice.
+        ValueError: If one of the sizes isn't a height and a width, or is given twice; if the distance is below 1.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]] = (), merged: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]] = (),
+        merged: Mapping[str, str] | None = None,
+        border: int | None = None,
+    ) -> None:
         found = [tuple(size) for size in sizes]
         if any(len(size) != 2 or min(size) < 1 for size in found) or len(set(found)) != len(found):
             raise ValueError(
                 f"Scoring: found sizes {found}; expected distinct pairs of height and width, such as [512, 1024]."
             )
+        if border is not None and border < 1:
+            raise ValueError(
+                f"Scoring: found border {border}; expected a distance of 1 pixel or more, such as 3, or null for no "
+                "scores near borders."
+            )
         self.sizes = [(height, width) for height, width in found]
         self.merged = dict(merged or {})
+        self.border = border
+
+    @property
+    def scopes(self) -> list[str]:
+        """Scopes beside that of all pixels at the size of the labels, in the order of `labels`."""
+        return [*map(size_scope, self.sizes), *(border_scopes(self.border) if self.border else ())]
+
+    def labels(self, mask: Tensor) -> Iterator[tuple[str | None, Tensor]]:
+        """Labels of each scope, which predictions of their size are compared with.
+
+        Args:
+            mask: Labels of any integer type, (N, H, W).
+
+        Yields:
+            The scope, and its labels with void where it doesn't count: the mask itself (`None`), then the others.
+        """
+        yield None, mask
+        for size in self.sizes:
+            yield size_scope(size), resize_labels(mask, size)
+        if self.border:
+            near = near_borders(mask, self.border)
+            for scope, left_out in zip(border_scopes(self.border), (~near, near), strict=True):
+                yield scope, mask.masked_fill(left_out, IGNORE_INDEX)
 
     def new_confusion(self, label_space: LabelSpace) -> Confusion:
         """An empty matrix for the classes of a label space.

@@ -22,8 +22,8 @@ from lightning_uda.metrics import (
     evaluate,
     iou_column,
     mean_column,
-    mean_label,
     score_folds,
+    score_label,
 )
 from lightning_uda.report.notes import print_notes
 from lightning_uda.report.runs import ReportError, Run, class_name, init_args, load_runs
@@ -135,7 +135,7 @@ def folds_table(sets: Sequence[FoldedSet]) -> Table:
         for name, color in zip(space.classes, space.palette, strict=True)
     ]
     for mean in map(mean_column, averaged(space)):
-        rows.append(Row(mean_label(mean), cells("pooled", mean), None, "bold", section=True))
+        rows.append(Row(score_label(mean), cells("pooled", mean), None, "bold", section=True))
         rows += [Row(f"  {label}", cells(kind, mean)) for kind, label in _MEANS.items()]
     return console_table("IoU in %, folds pooled", ["class", *headings], rows)
 

@@ -11,8 +11,7 @@ from math import isnan, nan, sqrt
 from rich.table import Table
 from scipy.stats import t
 
-from lightning_uda.metrics import iou_column, mean_label
-from lightning_uda.metrics.columns import is_mean
+from lightning_uda.metrics import iou_column, score_label
 from lightning_uda.report.runs import Run
 from lightning_uda.tables import Row, console_table, csv_text
 
@@ -270,9 +269,7 @@ def scores_text(scores: Mapping[str, Sequence[Score]]) -> str:
 
 def metric_label(metric: str) -> str:
     """How tables call a metric: `mIoU (13)`, `road`, `classes below 1 %`, `train/tail_classes`."""
-    if metric == BELOW_ONE:
-        return "classes below 1 %"
-    return mean_label(metric) if is_mean(metric) else metric.removeprefix("iou_")
+    return "classes below 1 %" if metric == BELOW_ONE else score_label(metric)
 
 
 def _measured(runs: Seeds, metric: str) -> dict[Hashable, float]:

@@ -37,7 +37,8 @@ class Run:
         stage: Stage of the evaluations: "val" if there is one, else "test".
         evaluations: Columns (as in `iou.csv`) of each evaluation of the stage by its step, ascending; in percent, NaN
             where there is nothing to measure.
-        confusion: Matrix of the last evaluation at the size of the labels, int64 (C, C); rows are ground truth.
+        confusion: Matrix of the last evaluation, of all pixels at the size of the labels, int64 (C, C); rows are ground
+            truth.
     """
 
     folder: Path
@@ -57,7 +58,7 @@ class Run:
 
     @property
     def means(self) -> list[str]:
-        """Columns of mean IoUs: `miou` and `miou_<subset>`, and these with `_at_<size>`."""
+        """Columns of mean IoUs: `miou` and `miou_<subset>`, and these with `_<scope>`."""
         return [column for column in self.evaluations[self.last_evaluation] if is_mean(column)]
 
     @property
@@ -161,15 +162,15 @@ def _load_run(folder: Path) -> Run:
         label_space=space,
         stage=stage,
         evaluations={
-            step: columns_of(evaluate(matrix, space, size) for size, matrix in by_size.items())
-            for step, by_size in matrices.items()
+            step: columns_of(evaluate(matrix, space, scope) for scope, matrix in by_scope.items())
+            for step, by_scope in matrices.items()
         },
         confusion=matrices[max(matrices)][None],
     )
 
 
 def _read_matrices(version: Path) -> tuple[str, dict[int, dict[str | None, Tensor]], list[str]]:
-    """Stage of the evaluations, matrices by step and size, and class names; of a step the latest evaluation counts."""
+    """Stage of the evaluations, matrices by step and scope, and class names; of a step the latest evaluation counts."""
     files = find_confusions(version)
     stage = "val" if any(file.stage == "val" for file in files) else "test"
     matrices: dict[int, dict[str | None, Tensor]] = {}
@@ -179,7 +180,7 @@ def _read_matrices(version: Path) -> tuple[str, dict[int, dict[str | None, Tenso
             matrix, classes = read_confusion(file.path)
         except ValueError as error:
             raise ReportError(str(error)) from error
-        matrices.setdefault(file.step, {})[file.size] = matrix
+        matrices.setdefault(file.step, {})[file.scope] = matrix
     return stage, matrices, classes
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from lightning_uda.metrics import iou_column, mean_label
+from lightning_uda.metrics import iou_column, score_label
 from lightning_uda.report.runs import Run
 from lightning_uda.tables import Row, console_table, percent
 
@@ -26,7 +26,7 @@ def table_of(runs: Sequence[Run]) -> Table:
 def rows_of(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """Rows of the table of IoUs, for the console and for the page."""
     space, means = runs[0].label_space, runs[0].means
-    labels = {iou_column(name): name for name in space.classes} | {name: mean_label(name) for name in means}
+    labels = {iou_column(name): name for name in space.classes} | {name: score_label(name) for name in means}
     colors = dict(zip(labels, space.palette, strict=False))
     for column, label in labels.items():
         values = [run.value(column) for run in runs]

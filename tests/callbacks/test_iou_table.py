@@ -64,7 +64,7 @@ class ModuleWithSizes(Module):
         self.at_size = MulticlassConfusionMatrix(3, ignore_index=255)
 
     def confusions(self):
-        return {None: self.confusion, "1x2": self.at_size}
+        return {None: self.confusion, "at_1x2": self.at_size}
 
     def validation_step(self, batch, batch_idx):
         self.at_size.reset()

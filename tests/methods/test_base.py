@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
+from scipy.ndimage import binary_dilation
 from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks import IoUTable
@@ -109,8 +110,8 @@ class CountedNetwork(TinyNetwork):
         return super().outputs(image)
 
 
-def expected_miou(module, data, size, merged=None):
-    """Mean IoU in percent of arg-max labels, one image after the other; labels resized by Pillow."""
+def expected_confusion(module, data, size, merged=None, counts=np.ones_like):
+    """Counts arg-max labels, one image after the other; labels resized by Pillow, void where `counts` says no."""
     confusion = torch.zeros(11, 11, dtype=torch.long)
     module.eval()
     for batch in data.val_dataloader():
@@ -118,10 +119,16 @@ def expected_miou(module, data, size, merged=None):
         predicted = logits.argmax(dim=1)[0]
         predicted = predicted if merged is None else merged[predicted]
         image = Image.fromarray(batch["mask"][0].numpy()).resize(size[::-1], Image.Resampling.NEAREST)
-        mask = torch.from_numpy(np.asarray(image).astype(np.int64))
+        mask = np.asarray(image).astype(np.int64)
+        mask = torch.from_numpy(np.where(counts(mask), mask, 255))
         valid = mask != 255
         confusion += torch.bincount(11 * mask[valid] + predicted[valid], minlength=121).view(11, 11)
-    return 100 * mean_iou(iou_per_class(confusion)).item()
+    return confusion
+
+
+def expected_miou(*args, **kwargs):
+    """Mean IoU in percent of what `expected_confusion` counts."""
+    return 100 * mean_iou(iou_per_class(expected_confusion(*args, **kwargs))).item()
 
 
 @pytest.mark.parametrize("kind", [SourceOnly, TeacherModule])
@@ -149,6 +156,51 @@ def test_the_table_of_a_run_holds_scores_at_further_sizes(tmp_path):
         (row,) = csv.DictReader(file)
     assert float(row["miou_at_12x16"]) == pytest.approx(metrics["val/miou_at_12x16"], abs=1e-4)
     assert float(row["iou_Sky_at_12x16"]) == pytest.approx(metrics["val/iou_Sky_at_12x16"], abs=1e-4)
+
+
+def near_another_class(mask):
+    """Pixels that another class gets to when it grows by one pixel to all sides."""
+    grown = {c: binary_dilation(mask == c, np.ones((3, 3))) for c in range(11)}
+    return np.any([grown[c] & (mask != c) & (mask != 255) for c in range(11)], axis=0)
+
+
+@pytest.mark.parametrize("kind", [SourceOnly, TeacherModule])
+def test_pixels_near_borders_and_away_from_them_are_scored_apart(kind):
+    """In one pass, beside another size and with classes that count as others."""
+    torch.manual_seed(0)
+    scoring = Scoring(sizes=[(12, 16)], merged={"Pole": "Building", "Tree": "Sky"}, border=1)
+    module, data = kind(network=CountedNetwork(), label_space="camvid", scoring=scoring), tiny_data()
+    (metrics,) = Trainer(logger=False, **QUIET).validate(module, datamodule=data, verbose=False)
+    assert module.student.passes == 3
+    assert list(metrics) == [
+        *("val/miou", "val/miou_at_12x16", "val/miou_within_1px_of_borders", "val/miou_beyond_1px_of_borders"),
+    ]
+    merged = torch.arange(11)
+    merged[2], merged[5] = 1, 0
+    found = {scope: confusion.compute() for scope, confusion in module.confusions().items()}
+    for scope, counts in {
+        "within_1px_of_borders": near_another_class,
+        "beyond_1px_of_borders": lambda mask: ~near_another_class(mask),
+    }.items():
+        expected = expected_confusion(module, data, (24, 32), merged, counts)
+        assert expected.sum() > 100
+        assert torch.equal(found[scope], expected)
+        assert metrics[f"val/miou_{scope}"] == pytest.approx(100 * mean_iou(iou_per_class(expected)).item())
+    assert torch.equal(found["within_1px_of_borders"] + found["beyond_1px_of_borders"], found[None])
+    assert len(set(metrics.values())) == 4
+    (tested,) = Trainer(logger=False, **QUIET).test(module, datamodule=data, verbose=False)
+    assert tested == {name.replace("val/", "test/"): value for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_borders_are_found_in_other_precisions_too(precision):
+    modules = [SourceOnly(tiny_network(), "camvid", scoring=Scoring(border=1)) for _ in range(2)]
+    for module, used in zip(modules, ("32-true", precision), strict=True):
+        trainer = Trainer(logger=False, precision=used, **QUIET)
+        trainer.validate(module, datamodule=tiny_data(), verbose=False)
+    for scope in modules[0].confusions():
+        counted = [module.confusions()[scope].compute().sum(dim=1) for module in modules]
+        assert torch.equal(*counted)
 
 
 def test_predictions_of_merged_classes_count_as_others():

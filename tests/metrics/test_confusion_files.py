@@ -25,21 +25,25 @@ def test_other_files_are_refused(tmp_path, content):
         read_confusion(path)
 
 
-def test_matrices_are_kept_beside_each_other_and_found_by_step_size_and_order(tmp_path):
-    def keep(stage, step, size, count):
-        return keep_confusion(tmp_path, stage, step, size, torch.tensor([[count]]), ["road"]).name
+def test_matrices_are_kept_beside_each_other_and_found_by_step_order_and_scope(tmp_path):
+    def keep(stage, step, scope, count):
+        return keep_confusion(tmp_path, stage, step, scope, torch.tensor([[count]]), ["road"]).name
 
     assert keep("val", 80000, None, 1) == "val_step_080000.csv"
-    assert keep("val", 1000000, "512x1024", 2) == "val_step_1000000_at_512x1024.csv"
+    assert keep("val", 1000000, "at_512x1024", 2) == "val_step_1000000_at_512x1024.csv"
     assert keep("val", 80000, None, 3) == "val_step_080000.2.csv"
     assert keep("val", 80000, None, 4) == "val_step_080000.3.csv"
     assert keep("test", 0, None, 5) == "test_step_000000.csv"
+    assert keep("val", 1000000, "beyond_3px_of_borders", 6) == "val_step_1000000_beyond_3px_of_borders.csv"
+    assert keep("val", 1000000, "within_3px_of_borders", 7) == "val_step_1000000_within_3px_of_borders.csv"
+    assert keep("val", 1000000, "within_3px_of_borders", 8) == "val_step_1000000_within_3px_of_borders.2.csv"
     (tmp_path / "confusions" / "val_step_000001.csv.123.part").touch()
     (tmp_path / "confusions" / "mine.csv").touch()
     found = find_confusions(tmp_path)
-    assert [(file.stage, file.step, file.size, file.number) for file in found] == [
+    assert [(file.stage, file.step, file.scope, file.number) for file in found] == [
         ("test", 0, None, 1), ("val", 80000, None, 1), ("val", 80000, None, 2), ("val", 80000, None, 3),
-        ("val", 1000000, "512x1024", 1),
+        ("val", 1000000, "at_512x1024", 1), ("val", 1000000, "within_3px_of_borders", 1),
+        ("val", 1000000, "beyond_3px_of_borders", 1), ("val", 1000000, "within_3px_of_borders", 2),
     ]  # fmt: skip
-    assert [read_confusion(file.path)[0].item() for file in found] == [5, 1, 3, 4, 2]
+    assert [read_confusion(file.path)[0].item() for file in found] == [5, 1, 3, 4, 2, 7, 6, 8]
     assert find_confusions(tmp_path / "nowhere") == []

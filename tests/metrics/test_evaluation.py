@@ -24,9 +24,9 @@ def test_an_evaluation_without_pixels_has_no_figure():
     assert all(math.isnan(value) for value in [*evaluation.iou, *evaluation.share, *evaluation.means.values()])
 
 
-def test_columns_of_several_sizes():
+def test_columns_of_several_scopes():
     matrix = torch.tensor([[6, 0, 0], [2, 0, 0], [0, 0, 1]])
-    columns = columns_of([evaluate(matrix, SPACE), evaluate(2 * matrix, SPACE, "4x8")])
+    columns = columns_of([evaluate(matrix, SPACE), evaluate(2 * matrix, SPACE, "at_4x8")])
     stems = ["miou", "miou_2", "miou_rare", "iou_road", "iou_sky", "iou_tram"]
     assert list(columns) == [*stems, *(f"{stem}_at_4x8" for stem in stems)]
     assert columns["iou_road_at_4x8"] == 75.0

@@ -26,9 +26,28 @@ def test_without_merging_the_matrix_holds_what_was_counted():
     assert metric.compute()[3, 3] == 1
 
 
+def test_labels_of_a_scope_are_void_where_it_does_not_count():
+    mask = torch.tensor([[[0, 0, 0, 1, 255, 0, 0, 0]]])
+    found = dict(Scoring([(1, 4)], border=1).labels(mask))
+    assert list(found) == [None, "at_1x4", "within_1px_of_borders", "beyond_1px_of_borders"]
+    assert found[None] is mask
+    assert found["at_1x4"].tolist() == [[[0, 1, 0, 0]]]
+    assert found["within_1px_of_borders"].tolist() == [[[255, 255, 0, 1, 255, 255, 255, 255]]]
+    assert found["beyond_1px_of_borders"].tolist() == [[[0, 0, 255, 255, 255, 0, 0, 0]]]
+
+
+def test_without_a_border_nothing_is_looked_for(monkeypatch):
+    monkeypatch.setattr("lightning_uda.metrics.scoring.near_borders", None)
+    assert [scope for scope, _ in Scoring([(1, 4)]).labels(torch.zeros(1, 2, 8))] == [None, "at_1x4"]
+    assert Scoring([(1, 4)]).scopes == ["at_1x4"]
+
+
 def test_settings_that_make_no_sense_are_refused():
     for sizes in ([[512, 1024], [512, 1024]], [[0, 4]], [[512]]):
         with pytest.raises(ValueError, match="expected distinct pairs of height and width"):
             Scoring(sizes)
+    for border in (0, -3):
+        with pytest.raises(ValueError, match=rf"found border {border}; expected a distance of 1 pixel or more"):
+            Scoring(border=border)
     with pytest.raises(ValueError, match=r"`merged` names \['building', 'wall'\].* label space 'camvid'"):
         Scoring(merged={"wall": "building"}).new_confusion(CAMVID)

@@ -51,8 +51,8 @@ def matrix_of(iou):
     return matrix
 
 
-def write_evaluation(folder, step, iou, classes=CLASSES, stage="val", size=None):
-    return keep_confusion(folder, stage, step, size, matrix_of(iou), classes)
+def write_evaluation(folder, step, iou, classes=CLASSES, stage="val", scope=None):
+    return keep_confusion(folder, stage, step, scope, matrix_of(iou), classes)
 
 
 def write_run(
@@ -300,7 +300,7 @@ def test_a_class_that_does_not_occur_is_a_dash_and_in_no_mean(tmp_path):
 def test_scores_at_further_sizes_are_means_of_their_own(tmp_path):
     folders = [write_run(tmp_path / name, (20.0, 30.0), classes=("road", "sky")) for name in "ab"]
     for folder, value in zip(folders, (28.0, 29.5), strict=True):
-        write_evaluation(folder, 200, (value, value), ("road", "sky"), size="512x1024")
+        write_evaluation(folder, 200, (value, value), ("road", "sky"), scope="at_512x1024")
     assert load_runs(folders)[0].classes == ["road", "sky"]
     lines = [line.split() for line in text_of(folders).splitlines()]
     assert ["mIoU", "at", "512x1024", "28.0", "29.5", "+1.5"] in lines
