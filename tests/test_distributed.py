@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_uda.metrics import read_confusion
+from lightning_uda.metrics import find_confusions, read_confusion
 
 ROOT = Path(__file__).parents[1]
+
+
+SCOPES = [None, "within_1px_of_borders", "beyond_1px_of_borders"]
+
+
+def matrices(run):
+    """The matrices of a run's only evaluation by their scope."""
+    files = find_confusions(run)
+    assert [(file.step, file.number, file.scope) for file in files] == [(3, 1, scope) for scope in SCOPES]
+    return {file.scope: read_confusion(file.path)[0] for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +31,7 @@ def records(tmp_path_factory):
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
     assert (folder / "2/version_0/panels/step_000003/val_1_prediction.png").exists()
-    matrices = {devices: folder / f"{devices}/version_0/confusions/val_step_000003.csv" for devices in ("1", "2")}
-    assert all(list(path.parent.iterdir()) == [path] for path in matrices.values())
-    written = {devices: {"written": read_confusion(path)[0].tolist()} for devices, path in matrices.items()}
+    written = {devices: {"written": matrices(folder / f"{devices}/version_0")} for devices in ("1", "2")}
     return written | {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
@@ -43,7 +51,13 @@ def test_evaluation_is_shared_out_and_counted_once(records):
     assert records["2_0"]["val"] == ["tiny_3_0", "tiny_3_2"]
     assert records["2_1"]["val"] == ["tiny_3_1"]
     confusions = {key: torch.tensor(records[key]["confusion"]) for key in ("1_0", "2_0", "2_1")}
-    assert records["1"]["written"] == records["1_0"]["confusion"]
-    assert records["2"]["written"] == records["2_0"]["confusion"]
+    for devices in ("1", "2"):
+        whole, within, beyond = (records[devices]["written"][scope] for scope in SCOPES)
+        assert whole.tolist() == records[f"{devices}_0"]["confusion"]
+        assert torch.equal(within + beyond, whole)
+    for scope in SCOPES:
+        one, two = (records[devices]["written"][scope].sum(1) for devices in ("1", "2"))
+        assert one.sum() > 0
+        assert torch.equal(one, two)
     assert torch.equal(confusions["2_0"], confusions["2_1"])
     assert torch.equal(confusions["2_0"].sum(1), confusions["1_0"].sum(1))

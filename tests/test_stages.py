@@ -11,6 +11,8 @@ import cv2
 import pytest
 import torch
 
+from lightning_uda.__main__ import main
+from lightning_uda.metrics import iou_per_class, mean_iou, read_confusion
 from tests.fixtures.stages import METHODS, run_stages, steps_of
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +43,9 @@ def check(runs, method, ranks=1):
     if "validate" in runs:
         assert values(runs["validate"], "val/miou") == pytest.approx(values(runs["fit"], "val/miou")[-1:])
     if "test" in runs:
-        (score,) = values(runs["test"], "test/miou")
-        assert 0 < score <= 100
+        for scope in ("", "_within_1px_of_borders", "_beyond_1px_of_borders"):
+            (score,) = values(runs["test"], f"test/miou{scope}")
+            assert 0 < score <= 100
     if "predict" in runs:
         predicted = sorted((runs["predict"] / "predictions/id").glob("*.png"))
         assert [path.stem for path in predicted] == [f"tiny_2_{i}" for i in range(4)]
@@ -57,6 +60,39 @@ def test_a_method_goes_through_all_stages(method, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_in_mixed_precision_too(method, tmp_path):
     check(run_stages(tmp_path, method, "--trainer.precision", "bf16-mixed", stages=("fit", "resume")), method)
+
+
+def test_scores_near_borders_stand_in_all_that_a_run_and_its_report_show(tmp_path, capsys):
+    """Counted by fit, validate and test; their checkpoint evaluates without them too, and `check` does the reverse."""
+    runs = run_stages(tmp_path, "DACS", "--model.scoring.border", "1", stages=("fit", "validate", "test"))
+    scopes = ("within_1px_of_borders", "beyond_1px_of_borders")
+    for stage, run in runs.items():
+        kind = "test" if stage == "test" else "val"
+        with (run / "iou.csv").open() as file:
+            *_, row = csv.DictReader(file)
+        matrices = [read_confusion(run / f"confusions/{kind}_step_000004_{scope}.csv")[0] for scope in scopes]
+        assert torch.equal(sum(matrices), read_confusion(run / f"confusions/{kind}_step_000004.csv")[0])
+        for scope, matrix in zip(scopes, matrices, strict=True):
+            miou = 100 * float(mean_iou(iou_per_class(matrix)))
+            assert float(row[f"miou_{scope}"]) == pytest.approx(miou, abs=1e-4)
+            assert float(row[f"iou_Pole_{scope}"]) == pytest.approx(100 * float(iou_per_class(matrix)[2]), abs=1e-4)
+            assert values(run, f"{kind}/miou_{scope}")[-1] == pytest.approx(miou, abs=1e-4)
+    assert values(runs["fit"], f"val/miou_{scopes[0]}")[-1:] == values(runs["validate"], f"val/miou_{scopes[0]}")
+
+    capsys.readouterr()
+    main(["report", str(runs["fit"]), "--output", str(tmp_path / "report.html")])
+    labels = ("mIoU within 1 px of borders", "mIoU beyond 1 px of borders")
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith(labels)]
+    assert [line.split()[-1] for line in shown] == [
+        f"{values(runs['fit'], f'val/miou_{scope}')[-1]:.1f}" for scope in scopes
+    ]
+    assert all(label in (tmp_path / "report.html").read_text() for label in labels)
+
+    checkpoint = str(runs["fit"] / "checkpoints/step=4.ckpt")
+    main(["validate", "--config", str(tmp_path / "DACS.yaml"), "--ckpt_path", checkpoint])
+    plain = tmp_path / "DACS/version_3"
+    assert [path.name for path in (plain / "confusions").iterdir()] == ["val_step_000004.csv"]
+    assert values(plain, "val/miou") == values(runs["validate"], "val/miou")
 
 
 def test_on_two_ranks_too(tmp_path):

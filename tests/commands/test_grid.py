@@ -52,11 +52,15 @@ MIOU = {("first", 0): 20.0, ("first", 1): 22.0, ("second", 0): 31.0, ("second", 
 
 
 class Trainings(list):
-    """Commands; `results` has what a run does, by its name: fail (1), last seconds (a float), be stopped (an error)."""
+    """Commands of runs and what these do.
+
+    `results`: what a run does by its name: fail (1), last seconds (a float), be stopped (an error). `scopes`: further
+    scopes of the scores, and how much higher their mIoU is.
+    """
 
     def __init__(self):
         super().__init__()
-        self.results = {}
+        self.results, self.scopes = {}, {}
 
 
 @pytest.fixture
@@ -88,7 +92,8 @@ def trainings(monkeypatch):
                 return 1
             seed = next(int(word.split("=")[1]) for word in self.command if word.startswith("--seed_everything="))
             miou = MIOU.get((folder.name, seed), 10.0 + seed)
-            write_evaluation(version, 2, [miou] * len(CLASSES))
+            for scope, gain in {None: 0, **commands.scopes}.items():
+                write_evaluation(version, 2, [miou + gain] * len(CLASSES), scope=scope)
             append_row(version / "metrics.csv", {"step": 1, "train/loss_source": 0.5, "train/tail_classes": seed})
             return 0
 
@@ -131,6 +136,21 @@ def test_the_table_holds_mean_deviation_and_the_paired_difference(trainings):
     assert float(row["difference_deviation"]) == pytest.approx(np.std([11, 5], ddof=1), abs=1e-4)
     assert table()["first", "miou"]["difference"] == ""
     assert float(table()["second", "train/tail_classes"]["mean"]) == 0.5
+
+
+def test_scores_of_further_scopes_are_metrics(trainings, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_uda.commands.figures._about", lambda: ("2026-01-02", "abc", "CPU", "2.15"))
+    trainings.scopes = {"within_3px_of_borders": -10.0, "beyond_3px_of_borders": 5.0}
+    write_grid(metrics=["miou_within_3px_of_borders", "iou_Car_beyond_3px_of_borders"])
+    main(["grid", "grid.yaml", "--figures", "figures.csv"])
+    found = table()
+    assert found["second", "miou"]["mean"] == "29.0"
+    assert found["second", "miou_within_3px_of_borders"]["mean"] == "19.0"
+    assert found["second", "miou_within_3px_of_borders"]["difference"] == "8.0"
+    assert found["second", "iou_Car_beyond_3px_of_borders"]["mean"] == "34.0"
+    assert [float(row["miou_within_3px_of_borders"]) for row in read_rows(Path("figures.csv"))] == [10, 21, 12, 17]
+    (line,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("Second row"))
+    assert line == "Second row 19.0 ± 2.8 +8.0 ± 4.2 34.0 ± 2.8 +8.0 ± 4.2".split()
 
 
 def test_a_named_control_and_tables_of_some_rows(trainings, capsys):

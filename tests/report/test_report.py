@@ -297,14 +297,20 @@ def test_a_class_that_does_not_occur_is_a_dash_and_in_no_mean(tmp_path):
     assert run.scores("iou_tram") == ([100, 200], pytest.approx([20.0, 30.0]))
 
 
-def test_scores_at_further_sizes_are_means_of_their_own(tmp_path):
+@pytest.mark.parametrize(
+    ("scope", "label"),
+    [("at_512x1024", "at 512x1024"), ("within_3px_of_borders", "within 3 px of borders")],
+)
+def test_scores_in_further_scopes_are_means_of_their_own(tmp_path, scope, label):
     folders = [write_run(tmp_path / name, (20.0, 30.0), classes=("road", "sky")) for name in "ab"]
     for folder, value in zip(folders, (28.0, 29.5), strict=True):
-        write_evaluation(folder, 200, (value, value), ("road", "sky"), scope="at_512x1024")
+        write_evaluation(folder, 200, (value, value), ("road", "sky"), scope=scope)
     assert load_runs(folders)[0].classes == ["road", "sky"]
     lines = [line.split() for line in text_of(folders).splitlines()]
-    assert ["mIoU", "at", "512x1024", "28.0", "29.5", "+1.5"] in lines
-    assert not any("road_at" in word for line in lines for word in line)
+    assert [*f"mIoU {label}".split(), "28.0", "29.5", "+1.5"] in lines
+    assert not any(word.startswith("road_") for line in lines for word in line)
+    page = page_of(build_report(folders, tmp_path / "report.html"))
+    assert [f"mIoU {label}", "28.0", "29.5", "+1.5"] in page.rows
 
 
 def test_older_pages_are_kept(runs, tmp_path):
