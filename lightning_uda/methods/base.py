@@ -25,6 +25,8 @@ from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, size_name
 from lightning_uda.networks.base import SegmentationNetwork, parameter_group
+from lightning_uda.networks.checkpoints import start_from
+from lightning_uda.networks.weights import require_finite
 from lightning_uda.optim import Poly, Schedule
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import resize_labels, size_of
@@ -49,6 +51,10 @@ class UDAModule(LightningModule):
         seed: Key of the random numbers of training steps; the CLI links it to `seed_everything`.
         scoring: Sizes at which predictions are scored besides that of the labels, and classes that count as others.
         terms: Further terms of the loss by name, such as those of other papers; `null` leaves one out.
+        init_from: Checkpoint of an earlier run, whose student is taken over, or its run folder, which stands for
+            `checkpoints/last.ckpt` of the latest version. Where that run had further classes, the rows of this run's
+            are picked by name. `null` starts from the network as it was made. It is opened at the start of training
+            only, not when a run resumes.
 
     Raises:
         ValueError: If the network's classes aren't those of the label space, or two terms have one name.
@@ -68,7 +74,8 @@ class UDAModule(LightningModule):
 
     student: SegmentationNetwork
 
-    _started_at_random = False  # as a checkpoint says
+    _started_at_random = False  # this run, or an earlier one that it goes on from, as a checkpoint says
+    _origin: str | None = None  # a note on the checkpoint of `init_from`
 
     def __init__(
         self,
@@ -82,6 +89,7 @@ class UDAModule(LightningModule):
         seed: int = 0,
         scoring: Scoring = Scoring(),
         terms: dict[str, Term | None] = {},  # noqa: B006  never changed
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.student = network
@@ -97,6 +105,7 @@ class UDAModule(LightningModule):
         self.inference = inference
         self.seed = seed
         self.scoring = scoring
+        self.init_from = init_from
         self.confusion = scoring.new_confusion(self.label_space)
         self.confusions_at = nn.ModuleDict(
             {size_name(size): scoring.new_confusion(self.label_space) for size in scoring.sizes}
@@ -148,13 +157,26 @@ class UDAModule(LightningModule):
         self.last_views = {}
 
     def setup(self, stage: str) -> None:
-        """Checks that batches are large enough for the method and its terms.
+        """Checks that batches are large enough for the method and its terms; takes over the weights of `init_from`.
 
         Raises:
-            ValueError: If they aren't.
+            ValueError: If they aren't, or the checkpoint lacks classes of this run.
+            FileNotFoundError: If there is no such checkpoint.
+            WeightsError: If it can't be read, isn't finite, or doesn't fit the network.
         """
+        if stage != "fit":
+            return
+        self._check_batch_size()
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            self.take_over(self.init_from)
+
+    def take_over(self, path: str) -> None:
+        """Starts the student from the checkpoint of an earlier run; see `networks.start_from`."""
+        self._origin, self._started_at_random = start_from(self.student, path, self.label_space)
+
+    def _check_batch_size(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        if stage != "fit" or not isinstance(data, UDADataModule):
+        if not isinstance(data, UDADataModule):
             return
         parts: list[UDAModule | Term] = [self, *(cast(Term, term) for term in self.terms.values())]
         for part in parts:
@@ -217,7 +239,9 @@ class UDAModule(LightningModule):
         """Sentences on how the run trains that its report shows; those that begin with "warning: " stand out."""
         network = self.student
         notes = [f"optimiser: {describe_updates(self.trainer.optimizers[0])}", *network.notes()]
-        if network.random_weights or self._started_at_random:
+        if self._origin is not None:
+            notes.append(self._origin)
+        elif network.random_weights or self._started_at_random:
             notes.append("weights: random at the start; --model.network.weights FILE gives others")
             if network.batch_norm != "train" and any(True for _ in network.batch_norm_modules()):
                 notes.append(
@@ -300,17 +324,20 @@ class UDAModule(LightningModule):
         return self.inference(self.evaluated_network(), to_float(image), size).argmax(dim=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the class names into the checkpoint, and whether training began with random weights."""
+        """Writes the class names into the checkpoint, and what training began with."""
         checkpoint["classes"] = list(self.label_space.classes)
         checkpoint["random_weights"] = self._started_at_random or self.student.random_weights
+        checkpoint["origin"] = self._origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that the checkpoint has the classes of this run.
+        """Checks that the checkpoint has the classes of this run, its tensors, and finite weights.
 
         Raises:
-            ValueError: If it hasn't.
+            ValueError: If it hasn't the same classes and tensors.
+            WeightsError: If weights are NaN or infinite.
         """
         self._started_at_random = bool(checkpoint.get("random_weights"))
+        self._origin = checkpoint.get("origin")
         found, expected = checkpoint.get("classes"), list(self.label_space.classes)
         if found is not None and found != expected:
             raise ValueError(
@@ -325,6 +352,11 @@ class UDAModule(LightningModule):
                 f"missing, unknown or of another shape, e.g. {differing[:3]}. Use the config that it was trained with "
                 "(config.yaml in its run folder)."
             )
+        networks = ("student.", "teacher.")
+        require_finite(
+            {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(networks)},
+            "The checkpoint",
+        )
 
     def _log_miou(self, stage: str) -> None:
         for size, confusion in self.confusions().items():
@@ -351,6 +383,11 @@ class TeacherModule(UDAModule):
         super().__init__(**common)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.evaluate = evaluate
+
+    def take_over(self, path: str) -> None:
+        """Starts the student from the checkpoint of an earlier run, and the teacher as its copy again."""
+        super().take_over(path)
+        self.teacher.load_state_dict(self.student.state_dict())
 
     def configure_callbacks(self) -> list[Callback]:
         """An `EMATeacher`, unless the trainer has one already."""

@@ -27,7 +27,7 @@ from tests.report.test_report import CLASSES, write_evaluation
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs/grids").glob("*.yaml"))
-AFTER_FIRST = "--model.source_checkpoint={run:first}"
+AFTER_FIRST = "--model.init_from={run:first}"
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_rows_and_seeds_make_the_points_and_start_from_the_run_of_their_seed(tra
     assert runs_of(trainings) == [f"tiny/seed_{seed}/{row}" for seed in (0, 1) for row in ("first", "second")]
     assert trainings[3] == [
         *["fit", "--config=second.yaml", "--seed_everything=1"],
-        "--model.source_checkpoint=runs/tiny/seed_1/first/version_0",
+        "--model.init_from=runs/tiny/seed_1/first/version_0",
         *["--trainer.max_steps", "1", "--output", "runs", "--name", "tiny/seed_1/second"],
     ]
     out = capsys.readouterr().out
@@ -153,7 +153,7 @@ def test_a_dry_run_shows_the_points_and_their_commands(trainings, capsys):
     assert [line.split(":")[0] for line in lines] == ["first, seed 3 (to do)", "second, seed 3 (to do)"]
     command = shlex.split(lines[1].split(": ", 1)[1])
     assert command[:2] == ["lightning-uda", "fit"]
-    assert "--model.source_checkpoint=out/tiny/seed_3/first/version_?" in command
+    assert "--model.init_from=out/tiny/seed_3/first/version_?" in command
     assert trainings == []
     assert not Path("out").exists()
 
@@ -294,7 +294,7 @@ def test_what_starts_from_a_run_that_was_trained_anew_is_trained_anew(trainings)
     write_grid(seeds=[0], rows={"first": {"options": ["--x=1"]}, "second": {"options": [AFTER_FIRST]}})
     main(["grid", "grid.yaml"])
     assert len(trainings) == 4
-    assert "--model.source_checkpoint=runs/tiny/seed_0/first/version_1" in trainings[3]
+    assert "--model.init_from=runs/tiny/seed_0/first/version_1" in trainings[3]
 
 
 def test_chosen_rows_bring_those_that_they_start_from_but_tabulate_alone(trainings):
