@@ -63,24 +63,11 @@ def test_a_step_is_the_cross_entropy_of_all_labelled_pixels_of_the_batch():
 def test_it_starts_from_source_trained_weights(tmp_path):
     source, path = trained_source(tmp_path / "source/version_0")
     for given in (path, tmp_path / "source", tmp_path / "source/version_0"):
-        module = SelfTraining(
-            network=tiny_network(), label_space="camvid", rounds=one_round(), init_from=str(given)
-        )
+        module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round(), init_from=str(given))
         module.trainer = Trainer(**QUIET)
         module.setup("fit")
         for name, tensor in source.student.state_dict().items():
             assert torch.equal(tensor, module.student.state_dict()[name])
-
-
-def test_the_latest_version_of_a_run_is_taken(tmp_path):
-    for version in (2, 9, 10, 11):
-        (tmp_path / f"version_{version}/checkpoints").mkdir(parents=True)
-    for version in (2, 9, 10):
-        (tmp_path / f"version_{version}/checkpoints/last.ckpt").touch()
-    assert find_checkpoint(tmp_path) == tmp_path / "version_10/checkpoints/last.ckpt"
-    for path in ("version_11", "nothing"):
-        with pytest.raises(FileNotFoundError, match=rf"{path}: found no such file, and no checkpoints/last.ckpt in it"):
-            find_checkpoint(tmp_path / path)
 
 
 def test_rounds_start_from_the_last_step_of_the_source_run_not_its_best(tmp_path, monkeypatch):
@@ -103,9 +90,7 @@ def test_rounds_start_from_the_last_step_of_the_source_run_not_its_best(tmp_path
     folder = tmp_path / "source_only"
     assert len(list(folder.glob("version_0/checkpoints/best_step2_*.ckpt"))) == 1
     assert torch.load(find_checkpoint(folder), weights_only=True)["global_step"] == 8
-    module = SelfTraining(
-        network=tiny_network(), label_space="camvid", rounds=one_round(), init_from=str(folder)
-    )
+    module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round(), init_from=str(folder))
     module.trainer = Trainer(**QUIET)
     module.setup("fit")
     assert all(torch.equal(tensor, source[name]) for name, tensor in module.student.state_dict().items())
