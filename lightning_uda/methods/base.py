@@ -157,26 +157,13 @@ class UDAModule(LightningModule):
         self.last_views = {}
 
     def setup(self, stage: str) -> None:
-        """Checks that batches are large enough for the method and its terms; takes over the weights of `init_from`.
+        """Checks that batches are large enough for the method and its terms.
 
         Raises:
-            ValueError: If they aren't, or the checkpoint lacks classes of this run.
-            FileNotFoundError: If there is no such checkpoint.
-            WeightsError: If it can't be read, isn't finite, or doesn't fit the network.
+            ValueError: If they aren't.
         """
-        if stage != "fit":
-            return
-        self._check_batch_size()
-        if self.init_from is not None and self.trainer.ckpt_path is None:
-            self.take_over(self.init_from)
-
-    def take_over(self, path: str) -> None:
-        """Starts the student from the checkpoint of an earlier run; see `networks.start_from`."""
-        self._origin, self._started_at_random = start_from(self.student, path, self.label_space)
-
-    def _check_batch_size(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, UDADataModule):
+        if stage != "fit" or not isinstance(data, UDADataModule):
             return
         parts: list[UDAModule | Term] = [self, *(cast(Term, term) for term in self.terms.values())]
         for part in parts:
@@ -186,12 +173,27 @@ class UDAModule(LightningModule):
                     "images of each stream in a batch of a process. Raise the batch size, or leave that part out."
                 )
 
+    def take_over(self, path: str) -> None:
+        """Starts the student from the checkpoint of an earlier run; see `networks.start_from`."""
+        self._origin, self._started_at_random = start_from(self.student, path, self.label_space)
+
     def evaluated_network(self) -> SegmentationNetwork:
         """The network that validation, test and prediction run."""
         return self.student
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over the parameters of the network and of the terms, its rates scaled by the schedule."""
+        """Takes over the weights of `init_from`; optimiser over network and terms, its rates scaled by the schedule.
+
+        Only here, and not yet in `setup`, the trainer knows whether a run resumes. Callbacks that use the weights, from
+        `on_fit_start` on, come later.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If it lacks classes of this run, or the trainer has no number of steps.
+            WeightsError: If it can't be read, isn't finite, or doesn't fit the network.
+        """
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            self.take_over(self.init_from)
         groups = self.student.parameter_groups()
         if any(True for _ in self.terms.parameters()):
             groups.append(parameter_group("terms", self.terms.parameters()))

@@ -68,10 +68,10 @@ class SelfTraining(UDAModule):
         """The rounds."""
         return [self.rounds]
 
-    def setup(self, stage: str) -> None:
+    def on_fit_start(self) -> None:
         """As in the base; says so if the first round starts from an untrained network."""
-        super().setup(stage)
-        if stage == "fit" and self.init_from is None and self.trainer.ckpt_path is None:
+        super().on_fit_start()
+        if self.init_from is None and self.trainer.ckpt_path is None:
             _log.warning("model.init_from isn't set: self-training starts from the network as it was made")
 
     def use_thresholds(self, thresholds: Tensor) -> None:

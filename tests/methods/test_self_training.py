@@ -64,8 +64,7 @@ def test_it_starts_from_source_trained_weights(tmp_path):
     source, path = trained_source(tmp_path / "source/version_0")
     for given in (path, tmp_path / "source", tmp_path / "source/version_0"):
         module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round(), init_from=str(given))
-        module.trainer = Trainer(**QUIET)
-        module.setup("fit")
+        module.take_over(module.init_from)
         for name, tensor in source.student.state_dict().items():
             assert torch.equal(tensor, module.student.state_dict()[name])
 
@@ -91,8 +90,7 @@ def test_rounds_start_from_the_last_step_of_the_source_run_not_its_best(tmp_path
     assert len(list(folder.glob("version_0/checkpoints/best_step2_*.ckpt"))) == 1
     assert torch.load(find_checkpoint(folder), weights_only=True)["global_step"] == 8
     module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round(), init_from=str(folder))
-    module.trainer = Trainer(**QUIET)
-    module.setup("fit")
+    module.take_over(module.init_from)
     assert all(torch.equal(tensor, source[name]) for name, tensor in module.student.state_dict().items())
 
 
@@ -172,11 +170,18 @@ def test_unusable_source_runs_are_refused_before_training(tmp_path):
         Trainer(**QUIET).fit(module, datamodule=data_of())
 
 
-def test_without_a_source_run_it_says_so(caplog):
-    Trainer(**QUIET).fit(
-        SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round()), datamodule=data_of()
-    )
+def test_without_a_source_run_it_says_so_but_not_when_it_resumes(tmp_path, caplog):
+    def fit(ckpt_path=None):
+        module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round())
+        trainer = Trainer(**QUIET)
+        trainer.fit(module, datamodule=data_of(), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+
+    fit()
     assert "init_from isn't set" in caplog.text
+    caplog.clear()
+    fit(tmp_path / "end.ckpt")
+    assert "init_from isn't set" not in caplog.text
 
 
 @pytest.mark.parametrize("loss", [MRKLD(), LRENT()])
