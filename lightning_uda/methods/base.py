@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import rich
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.panel import Panel
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.files import NOTES_FILE
+from lightning_uda.files import NOTES_FILE, STOPPED_EARLY
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, at_size, iou_per_class, mean_iou, size_name
@@ -153,8 +153,19 @@ class UDAModule(LightningModule):
         return loss
 
     def on_train_end(self) -> None:
-        """Forgets what the student saw last, which takes memory."""
+        """Forgets what the student saw last, which takes memory; notes in the run folder if the run stopped early."""
         self.last_views = {}
+        trainer: Trainer = self.trainer
+        folder = trainer.log_dir if trainer.loggers else None  # all ranks have to ask together
+        stopped_by = next((one for one in trainer.early_stopping_callbacks if one.stopping_reason_message), None)
+        if stopped_by is None or not trainer.is_global_zero:
+            return
+        note = f"{STOPPED_EARLY}step {trainer.global_step} of {trainer.max_steps}, by {stopped_by.monitor}"
+        note += ", a choice that uses target labels" * stopped_by.monitor.startswith("val/")
+        _log.info("%s", note)
+        if folder is not None:
+            with (Path(folder) / NOTES_FILE).open("a", encoding="utf-8") as file:
+                file.write(f"{note}\n")
 
     def setup(self, stage: str) -> None:
         """Checks that batches are large enough for the method and its terms.
