@@ -158,7 +158,7 @@ class UDAModule(LightningModule):
         trainer: Trainer = self.trainer
         folder = trainer.log_dir if trainer.loggers else None  # all ranks have to ask together
         stopped_by = next((one for one in trainer.early_stopping_callbacks if one.stopping_reason_message), None)
-        if stopped_by is None or not trainer.is_global_zero:
+        if stopped_by is None or trainer.global_step >= trainer.max_steps or not trainer.is_global_zero:
             return
         note = f"{STOPPED_EARLY}step {trainer.global_step} of {trainer.max_steps}, by {stopped_by.monitor}"
         note += ", a choice that uses target labels" * stopped_by.monitor.startswith("val/")

@@ -133,6 +133,20 @@ def test_the_table_holds_mean_deviation_and_the_paired_difference(trainings):
     assert float(table()["second", "train/tail_classes"]["mean"]) == 0.5
 
 
+def test_the_best_evaluation_is_a_metric_that_says_how_it_was_chosen(trainings, capsys):
+    write_grid(rows={"first": None}, seeds=[0], metrics=["miou", "best_miou"])
+    main(["grid", "grid.yaml"])
+    write_evaluation(Path("runs/tiny/seed_0/first/version_0"), 1, [45.0] * len(CLASSES))
+    write_evaluation(Path("runs/tiny/seed_0/first/version_0"), 3, [17.0] * len(CLASSES))
+    capsys.readouterr()
+    main(["grid", "grid.yaml"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "row mIoU best mIoU" in out
+    assert "first 17.0 45.0" in out
+    assert "Best: the evaluation is chosen with target labels." in out
+    assert (table()["first", "miou"]["mean"], table()["first", "best_miou"]["mean"]) == ("17.0", "45.0")
+
+
 def test_a_named_control_and_tables_of_some_rows(trainings, capsys):
     rows = {name: {"config": "first.yaml"} for name in ("first", "second", "third")}
     write_grid(rows=rows, control="second", tables={"All": list(rows), "Others": ["first", "third"]})
