@@ -24,7 +24,7 @@ def train(checkout, row, output):
     """State dict after ten steps of a row of MiniCity."""
     options = ["--trainer.val_check_interval", "10", "--data.val.length", "8"]
     if row.startswith("cbst"):
-        options = ["--model.source_checkpoint", str(output / "source_only"), "--data.target.length", "40"]
+        options = ["--model.init_from", str(output / "source_only"), "--data.target.length", "40"]
     command = [sys.executable, "-m", "lightning_uda", "fit", "--config", f"configs/experiment/minicity/{row}.yaml"]
     command += ["--output", str(output), "--name", row, "--data.num_workers", "1"]
     command += ["--trainer.max_steps", "10", *options]

@@ -28,6 +28,9 @@ HAS_LOCKS = fcntl is not None
 NOTES_FILE = "notes.txt"
 """Name of the file in a run folder with what a reader of the results should know, a sentence a line."""
 
+STOPPED_EARLY = "stopped early: "
+"""Beginning of the note of a run that a callback ended before its last step."""
+
 PARTIAL = ".part"
 """Ending of files that are being written."""
 

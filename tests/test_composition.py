@@ -87,7 +87,7 @@ def test_terms_can_be_swept(tmp_path, capsys):
     assert terms["feature"]["init_args"] == {"between": ["source", "mixed"], "weight": 0.5, "channels": 256, "seed": 0}
 
 
-COMMON = ["network", "label_space", "optimizer", "schedule", "inference", "seed", "scoring", "terms"]
+COMMON = ["network", "label_space", "optimizer", "schedule", "inference", "seed", "scoring", "terms", "init_from"]
 
 
 @pytest.mark.parametrize("method", [SourceOnly, AdaBN, MeanTeacher, NaiveClassMix, DACS, DSP, EHTDI, SelfTraining])

@@ -77,7 +77,7 @@ def small_benchmark(config, top):
 def small_rounds(pair):
     """Options for self-training without a source checkpoint and, on MiniCity, with few target images to label."""
     return [
-        *["--model.source_checkpoint", "null"],
+        *["--model.init_from", "null"],
         *(["--data.source.length", "6", "--data.target.length", "4"] if pair == "minicity" else []),
     ]
 

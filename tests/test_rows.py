@@ -72,7 +72,7 @@ def model_of(*options):
     """What options of the method come to, merged in their order as the command line merges them."""
     fixed = ["--model.network", "tests.fixtures.tiny.TinyNetwork", "--model.label_space", "camvid"]
     found = parser().parse_args([*(str(option) for option in options), *fixed], with_meta=False).as_dict()["model"]
-    arguments = {name: value for name, value in found["init_args"].items() if name != "source_checkpoint"}
+    arguments = {name: value for name, value in found["init_args"].items() if name != "init_from"}
     return {"class_path": found["class_path"], **arguments}
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lightning_uda.metrics import (
     Evaluation,
+    best_of,
+    best_text,
     columns_of,
     evaluate,
     in_scope,
@@ -42,7 +44,8 @@ class IoUTable(Callback):
 
     All else is derived from the matrices: a row of `iou.csv`, and `val/iou_<class name>` and `val/miou_<subset>`
     (`test/...` when testing) in the loggers, all in percent; a class that occurs neither in labels nor in predictions
-    is left out. During training an evaluation prints one line, such as `step 400  mIoU 31.2`. Where predictions are
+    is left out. During training an evaluation prints one line, such as `step 400  mIoU 31.2`. The table at the end is
+    that of the last step; below it stands the best evaluation, as one that target labels choose. Where predictions are
     scored in further scopes too, every name comes again with each: `miou_at_512x1024`, `iou_road_at_512x1024`.
 
     The module must offer `label_space` and `confusions()`: metrics whose `compute()` is the confusion matrix of all
@@ -56,11 +59,21 @@ class IoUTable(Callback):
     def __init__(self, print_table: bool = True) -> None:
         self.print_table = print_table
         self._last: tuple[int, list[Evaluation]] | None = None
+        self._mious: dict[int, float] = {}  # by step, since the start of training
         self._checkpoint_step = 0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forgets the evaluation of an earlier run."""
-        self._last = None
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forgets the evaluations of an earlier run; one that resumes gets them back from its checkpoint."""
+        if stage == "fit":
+            self._last, self._mious = None, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mIoUs so far by step, of which the best is reported at the end of training."""
+        return {"mious": self._mious}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores them."""
+        self._mious = dict(state_dict["mious"])
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -87,14 +100,19 @@ class IoUTable(Callback):
         self._print_last(trainer, "test")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the table of the last validation of a training run."""
+        """Prints the table of the last validation of a training run, and which one was the best."""
         self._print_last(trainer, "validation")
+        best = best_of(self._mious.items()) if len(self._mious) > 1 else None
+        if best is not None and self.print_table and trainer.is_global_zero:
+            rich.get_console().print(f"Best mIoU: {best_text(*best)}", highlight=False)
 
     def _report(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         step = trainer.global_step or self._checkpoint_step
         matrices = {scope: metric.compute() for scope, metric in pl_module.confusions().items()}
         evaluations = [evaluate(matrix, pl_module.label_space, scope) for scope, matrix in matrices.items()]
         self._last = (step, evaluations)
+        if trainer.state.fn == "fit":
+            self._mious[step] = evaluations[0].means[mean_column()]
         _log(pl_module, stage, evaluations)
         folder = trainer.log_dir if trainer.loggers else None
         if not trainer.is_global_zero:

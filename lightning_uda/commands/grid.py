@@ -23,6 +23,7 @@ from lightning_uda.report import build_report
 from lightning_uda.report.folds import report_folds
 from lightning_uda.report.grid_table import (
     BELOW_ONE,
+    BEST,
     Seeds,
     figures_of,
     order_steps,
@@ -128,7 +129,7 @@ def run_grid(arguments: list[str]) -> None:
         run = load_run(folder)
         if run is None or point.run in figures:
             return
-        metrics = [*run.means, BELOW_ONE, *grid.metrics, *map(iou_column, run.classes)]
+        metrics = [*run.means, BEST + mean_column(), BELOW_ONE, *grid.metrics, *map(iou_column, run.classes)]
         stamp = read_stamp(folder)
         figures[point.run] = figures_of(run, metrics) | {MINUTES: stamp.get(MINUTES, nan)}
         if file:

@@ -173,11 +173,11 @@ def _point_name(swept: Sequence[str], values: Mapping[str, Any]) -> str:
 
 def _scores(run: Run | None, metric: str) -> tuple[float | None, float | None, int | None]:
     """Last value, best value and its step; `None` where there are none."""
-    steps, values = run.scores(metric.rpartition("/")[2]) if run else ([], [])
-    if not values:
+    column = metric.rpartition("/")[2]
+    if run is None or (found := run.best(column)) is None:
         return None, None, None
-    best, step = max(zip(values, steps, strict=True))
-    return round(values[-1], 4), round(best, 4), step
+    step, best = found
+    return round(run.scores(column)[1][-1], 4), round(best, 4), step
 
 
 def _table(sweep: Sweep, rows: Mapping[str, tuple[float | None, float | None, int | None]]) -> Table:
@@ -189,4 +189,6 @@ def _table(sweep: Sweep, rows: Mapping[str, tuple[float | None, float | None, in
             for value, top in ((last, top_last), (best, top_best))
         ]
         lines.append(Row(name, [*cells, "-" if step is None else str(step)]))
-    return console_table(f"{sweep.name}: {sweep.metric} in %", ["point", "last", "best", "at step"], lines)
+    table = console_table(f"{sweep.name}: {sweep.metric} in %", ["point", "last", "best", "at step"], lines)
+    table.caption = "The best step is chosen with target labels."
+    return table

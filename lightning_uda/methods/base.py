@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import rich
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.panel import Panel
@@ -20,11 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.files import NOTES_FILE
+from lightning_uda.files import NOTES_FILE, STOPPED_EARLY
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, in_scope, iou_per_class, mean_column, mean_iou
 from lightning_uda.networks.base import SegmentationNetwork, parameter_group
+from lightning_uda.networks.checkpoints import start_from
+from lightning_uda.networks.weights import require_finite
 from lightning_uda.optim import Poly, Schedule
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import Size, size_of
@@ -50,6 +52,10 @@ class UDAModule(LightningModule):
         scoring: Sizes at which predictions are scored besides that of the labels, scores near class borders, classes
             that count as others.
         terms: Further terms of the loss by name, such as those of other papers; `null` leaves one out.
+        init_from: Checkpoint of an earlier run, whose student is taken over, or its run folder, which stands for
+            `checkpoints/last.ckpt` of the latest version. Where that run had further classes, the rows of this run's
+            are picked by name. `null` starts from the network as it was made. It is opened at the start of training
+            only, not when a run resumes.
 
     Raises:
         ValueError: If the network's classes aren't those of the label space, or two terms have one name.
@@ -69,7 +75,8 @@ class UDAModule(LightningModule):
 
     student: SegmentationNetwork
 
-    _started_at_random = False  # as a checkpoint says
+    _started_at_random = False  # this run, or an earlier one that it goes on from, as a checkpoint says
+    _origin: str | None = None  # a note on the checkpoint of `init_from`
 
     def __init__(
         self,
@@ -83,6 +90,7 @@ class UDAModule(LightningModule):
         seed: int = 0,
         scoring: Scoring = Scoring(),
         terms: dict[str, Term | None] = {},  # noqa: B006  never changed
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.student = network
@@ -98,6 +106,7 @@ class UDAModule(LightningModule):
         self.inference = inference
         self.seed = seed
         self.scoring = scoring
+        self.init_from = init_from
         self.confusion = scoring.new_confusion(self.label_space)
         self.further_confusions = nn.ModuleDict(
             {scope: scoring.new_confusion(self.label_space) for scope in scoring.scopes}
@@ -148,8 +157,19 @@ class UDAModule(LightningModule):
         return loss
 
     def on_train_end(self) -> None:
-        """Forgets what the student saw last, which takes memory."""
+        """Forgets what the student saw last, which takes memory; notes in the run folder if the run stopped early."""
         self.last_views = {}
+        trainer: Trainer = self.trainer
+        folder = trainer.log_dir if trainer.loggers else None  # all ranks have to ask together
+        stopped_by = next((one for one in trainer.early_stopping_callbacks if one.stopping_reason_message), None)
+        if stopped_by is None or trainer.global_step >= trainer.max_steps or not trainer.is_global_zero:
+            return
+        note = f"{STOPPED_EARLY}step {trainer.global_step} of {trainer.max_steps}, by {stopped_by.monitor}"
+        note += ", a choice that uses target labels" * stopped_by.monitor.startswith("val/")
+        _log.info("%s", note)
+        if folder is not None:
+            with (Path(folder) / NOTES_FILE).open("a", encoding="utf-8") as file:
+                file.write(f"{note}\n")
 
     def setup(self, stage: str) -> None:
         """Checks that batches are large enough for the method and its terms.
@@ -168,12 +188,27 @@ class UDAModule(LightningModule):
                     "images of each stream in a batch of a process. Raise the batch size, or leave that part out."
                 )
 
+    def take_over(self, path: str) -> None:
+        """Starts the student from the checkpoint of an earlier run; see `networks.start_from`."""
+        self._origin, self._started_at_random = start_from(self.student, path, self.label_space)
+
     def evaluated_network(self) -> SegmentationNetwork:
         """The network that validation, test and prediction run."""
         return self.student
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over the parameters of the network and of the terms, its rates scaled by the schedule."""
+        """Takes over the weights of `init_from`; optimiser over network and terms, its rates scaled by the schedule.
+
+        Only here, and not yet in `setup`, the trainer knows whether a run resumes. Callbacks that use the weights, from
+        `on_fit_start` on, come later.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If it lacks classes of this run, or the trainer has no number of steps.
+            WeightsError: If it can't be read, isn't finite, or doesn't fit the network.
+        """
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            self.take_over(self.init_from)
         groups = self.student.parameter_groups()
         if any(True for _ in self.terms.parameters()):
             groups.append(parameter_group("terms", self.terms.parameters()))
@@ -221,7 +256,9 @@ class UDAModule(LightningModule):
         """Sentences on how the run trains that its report shows; those that begin with "warning: " stand out."""
         network = self.student
         notes = [f"optimiser: {describe_updates(self.trainer.optimizers[0])}", *network.notes()]
-        if network.random_weights or self._started_at_random:
+        if self._origin is not None:
+            notes.append(self._origin)
+        elif network.random_weights or self._started_at_random:
             notes.append("weights: random at the start; --model.network.weights FILE gives others")
             if network.batch_norm != "train" and any(True for _ in network.batch_norm_modules()):
                 notes.append(
@@ -306,17 +343,20 @@ class UDAModule(LightningModule):
         return self.inference(self.evaluated_network(), to_float(image), size).argmax(dim=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the class names into the checkpoint, and whether training began with random weights."""
+        """Writes the class names into the checkpoint, and what training began with."""
         checkpoint["classes"] = list(self.label_space.classes)
         checkpoint["random_weights"] = self._started_at_random or self.student.random_weights
+        checkpoint["origin"] = self._origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that the checkpoint has the classes of this run.
+        """Checks that the checkpoint has the classes of this run, its tensors, and finite weights.
 
         Raises:
-            ValueError: If it hasn't.
+            ValueError: If it hasn't the same classes and tensors.
+            WeightsError: If weights are NaN or infinite.
         """
         self._started_at_random = bool(checkpoint.get("random_weights"))
+        self._origin = checkpoint.get("origin")
         found, expected = checkpoint.get("classes"), list(self.label_space.classes)
         if found is not None and found != expected:
             raise ValueError(
@@ -331,6 +371,11 @@ class UDAModule(LightningModule):
                 f"missing, unknown or of another shape, e.g. {differing[:3]}. Use the config that it was trained with "
                 "(config.yaml in its run folder)."
             )
+        networks = ("student.", "teacher.")
+        require_finite(
+            {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(networks)},
+            "The checkpoint",
+        )
 
     def _log_miou(self, stage: str) -> None:
         for scope, confusion in self.confusions().items():
@@ -357,6 +402,11 @@ class TeacherModule(UDAModule):
         super().__init__(**common)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.evaluate = evaluate
+
+    def take_over(self, path: str) -> None:
+        """Starts the student from the checkpoint of an earlier run, and the teacher as its copy again."""
+        super().take_over(path)
+        self.teacher.load_state_dict(self.student.state_dict())
 
     def configure_callbacks(self) -> list[Callback]:
         """An `EMATeacher`, unless the trainer has one already."""

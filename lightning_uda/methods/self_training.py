@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_uda.files import versions
 from lightning_uda.methods.base import UDAModule
-from lightning_uda.networks.weights import copy_weights, read_weights
 from lightning_uda.optim import Constant, Schedule
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.self_training.losses import HardLabels, SelfTrainingLoss
@@ -34,14 +31,11 @@ class SelfTraining(UDAModule):
     Args:
         rounds: Number of rounds, portions, thresholds (class-wise: CBST; global: ST) and all that belongs to
             them; the module keeps a copy.
-        source_checkpoint: Checkpoint of source-only training, whose student is taken over, or its run folder, which
-            stands for `checkpoints/last.ckpt` of the latest version. `None` starts from the network as it was made.
-            Not opened when a run resumes.
         loss: `HardLabels` (CBST), `MRKLD` or `LRENT` (CRST).
         optimizer: Makes the optimiser from parameter groups; its state is forgotten at the start of each round. The
             default is that of the PyTorch program for DeepLab-v2.
         schedule: Learning-rate factor over the steps of all rounds, on top of `rounds.lr_round_factor`.
-        **common: As in `UDAModule`.
+        **common: As in `UDAModule`; `init_from` should be a source-only run.
 
     Raises:
         ValueError: If a loss with soft labels is combined with a spatial prior.
@@ -53,7 +47,6 @@ class SelfTraining(UDAModule):
         self,
         *,
         rounds: SelfTrainingRounds = SelfTrainingRounds(),
-        source_checkpoint: str | None = None,
         loss: SelfTrainingLoss = HardLabels(),
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=5e-5, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule = Constant(),
@@ -67,8 +60,6 @@ class SelfTraining(UDAModule):
         rounds = copy.deepcopy(rounds)  # it keeps state, and the default is one object
         super().__init__(optimizer=optimizer, schedule=_PerRound(schedule, rounds), **common)
         self.rounds = rounds
-        self.source_checkpoint = source_checkpoint
-        self._origin: list[str] = []
         self.loss = loss
         self.thresholds = torch.full((self.student.num_classes,), torch.inf)
         self.starting_network = copy.deepcopy(self.student).requires_grad_(False) if loss.needs_probs else None
@@ -77,36 +68,11 @@ class SelfTraining(UDAModule):
         """The rounds."""
         return [self.rounds]
 
-    def setup(self, stage: str) -> None:
-        """Takes over the source-trained weights, unless a run resumes.
-
-        Raises:
-            ValueError: If they were trained on other classes.
-            WeightsError: If the file is missing, damaged or doesn't fit the network.
-        """
-        super().setup(stage)
-        if stage != "fit" or self.trainer.ckpt_path is not None:
-            return
-        if self.source_checkpoint is None:
-            _log.warning("model.source_checkpoint isn't set: self-training starts from the network as it was made")
-            return
-        path = find_checkpoint(Path(self.source_checkpoint))
-        weights = read_weights(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        found, step = content.get("classes"), content.get("global_step")
-        if found is not None and found != list(self.label_space.classes):
-            raise ValueError(
-                f"{path}: trained on {len(found)} classes {found}, this run has {self.label_space.num_classes} "
-                f"{list(self.label_space.classes)} (label space {self.label_space.name!r}). Give a source checkpoint "
-                "of this label space as model.source_checkpoint."
-            )
-        copy_weights(self.student, weights, source=path, min_share=1.0)
-        if step is not None:
-            self._origin = [f"self-training starts from a source checkpoint of step {step}"]
-
-    def notes(self) -> list[str]:
-        """As in the base, and the step of the source checkpoint that the first round starts from."""
-        return [*super().notes(), *self._origin]
+    def on_fit_start(self) -> None:
+        """As in the base; says so if the first round starts from an untrained network."""
+        super().on_fit_start()
+        if self.init_from is None and self.trainer.ckpt_path is None:
+            _log.warning("model.init_from isn't set: self-training starts from the network as it was made")
 
     def use_thresholds(self, thresholds: Tensor) -> None:
         """Takes over the thresholds of the round that begins or that a run resumes in.
@@ -152,21 +118,3 @@ class _PerRound(Schedule):
     def factor(self, step: int, max_steps: int) -> float:
         """Product of both factors."""
         return self.rounds.learning_rate_factor(step) * self.schedule.factor(step, max_steps)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path stands for: a file itself; of a run folder the last step of the latest version.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    if path.is_file():
-        return path
-    candidates = [folder / "checkpoints" / "last.ckpt" for folder in (path, *reversed(versions(path)))]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(
-            f"{path}: found no such file, and no checkpoints/last.ckpt in it or its versions. Train source-only there "
-            "first (with a ModelCheckpoint named `last`), or give a checkpoint file as model.source_checkpoint."
-        )
-    return found

@@ -10,7 +10,7 @@ from lightning_uda.metrics.confusion_files import (
     read_confusion,
     write_confusion,
 )
-from lightning_uda.metrics.evaluation import Evaluation, averaged, columns_of, evaluate
+from lightning_uda.metrics.evaluation import Evaluation, averaged, best_of, best_text, columns_of, evaluate
 from lightning_uda.metrics.folds import FoldScores, score_folds
 from lightning_uda.metrics.scoring import Confusion, Scoring
 from lightning_uda.metrics.segmentation import iou_per_class, mean_iou, merge_predictions
@@ -23,6 +23,8 @@ __all__ = [
     "FoldScores",
     "Scoring",
     "averaged",
+    "best_of",
+    "best_text",
     "columns_of",
     "evaluate",
     "find_confusions",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isnan
 
 from torch import Tensor
 
@@ -66,3 +67,16 @@ def averaged(label_space: LabelSpace) -> dict[str | None, list[int] | None]:
 def columns_of(evaluations: Iterable[Evaluation]) -> dict[str, float]:
     """Columns of the evaluations of one step in all scopes, as `iou.csv` has them."""
     return {name: value for evaluation in evaluations for name, value in evaluation.columns().items()}
+
+
+def best_of(scores: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
+    """Step and value of the highest score, the first of equals; `None` if none is a number.
+
+    Which step that is only labels of the target can tell, so it is no result of the protocol.
+    """
+    return max((score for score in scores if not isnan(score[1])), key=lambda score: score[1], default=None)
+
+
+def best_text(step: int, value: float) -> str:
+    """How a best score is reported: "41.7 at step 200; that choice uses target labels"."""
+    return f"{percent(value)} at step {step}; that choice uses target labels"

@@ -9,11 +9,13 @@ from lightning_uda.networks.base import (
     SegmentationNetwork,
     parameter_group,
 )
+from lightning_uda.networks.checkpoints import Start, find_checkpoint, start_from
 from lightning_uda.networks.deeplab_v2 import CaffeDeepLabV2, DeepLabV2
 from lightning_uda.networks.encoder_decoder import Auxiliary, EncoderDecoder
 from lightning_uda.networks.fcn8s import FCN8s
 from lightning_uda.networks.heads import ASPP, ASPPClassifier, DilatedConvolutions, Head, LevelScores
 from lightning_uda.networks.weights import (
+    ClassRows,
     Entry,
     LoadReport,
     WeightsError,
@@ -32,6 +34,7 @@ __all__ = [
     "BatchNormPolicy",
     "CaffeDeepLabV2",
     "CaffeResNet",
+    "ClassRows",
     "Classifier",
     "DeepLabV2",
     "DilatedConvolutions",
@@ -45,11 +48,14 @@ __all__ = [
     "Outputs",
     "ResNet38",
     "SegmentationNetwork",
+    "Start",
     "TimmCNN",
     "WeightsError",
     "WideResNet38",
     "copy_weights",
+    "find_checkpoint",
     "load_weights",
     "parameter_group",
     "read_weights",
+    "start_from",
 ]

@@ -90,12 +90,16 @@ class SegmentationNetwork(nn.Module, ABC):
         align_corners: How logits are upsampled for the losses: yes for DeepLab-v2 and its family, no for DAFormer's.
 
     Attributes:
+        class_rows: Beginnings of the names in state dicts of those tensors that have a row for each class; none where a
+            network doesn't say, which then starts from checkpoints of its own classes only (`start_from`).
         random_weights: Whether the weights are those drawn at the start: neither a file nor another network's state
             has been loaded since, and no pretrained backbone was fetched.
 
     Raises:
         ValueError: If `batch_norm` is none of these.
     """
+
+    class_rows: tuple[str, ...] = ()
 
     def __init__(
         self,

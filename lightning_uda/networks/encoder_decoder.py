@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ class EncoderDecoder(SegmentationNetwork):
         self.auxiliary = nn.ModuleList(self._build(each.head, self._given(each)) for each in auxiliary)
         self.random_weights = backbone.random_weights
         self.names = {name: name for name in ("backbone.", "classifier.", "auxiliary.")} | dict(backbone.saved_names)
+        self.class_rows = tuple(self._class_rows())
         self.register_state_dict_post_hook(_to_saved_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_saved_names)  # type: ignore[no-untyped-call]
         backbone.initialize()
@@ -144,6 +145,11 @@ class EncoderDecoder(SegmentationNetwork):
 
     def _build(self, head: Head, levels: int) -> nn.Module:
         return head.build(self.channels[:levels], self.strides[:levels], self.num_classes)
+
+    def _class_rows(self) -> Iterator[str]:
+        yield from (self.names["classifier."] + layer for layer in self.head.class_rows)
+        for i, each in enumerate(self.auxiliary_heads):
+            yield from (f"{self.names['auxiliary.']}{i}.{layer}" for layer in each.head.class_rows)
 
     def _given(self, auxiliary: Auxiliary) -> int:
         """How many levels an auxiliary classifier is given."""

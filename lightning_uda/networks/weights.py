@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,20 @@ class WeightsError(RuntimeError):
     """A file of weights can't be used; the message names the file, what it holds and the fix."""
 
 
+class ClassRows(NamedTuple):
+    """Which rows are copied of tensors that have one for each class.
+
+    Attributes:
+        names: Beginnings of the names of these tensors (`SegmentationNetwork.class_rows`).
+        picked: For each class of the module the row of the file.
+        of: Number of classes of the file.
+    """
+
+    names: tuple[str, ...]
+    picked: tuple[int, ...]
+    of: int
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What a file of weights gave to a module.
@@ -46,17 +60,21 @@ class LoadReport:
         missing: Names of the module that the file doesn't hold.
         mismatched: Names whose shape differs, with both shapes.
         share: Loaded share of the tensors that aren't optional, 0-1.
+        rows: Which rows were copied of tensors that have one for each class; `None`: all.
     """
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     mismatched: tuple[str, ...]
     share: float
+    rows: ClassRows | None = None
 
     def __str__(self) -> str:
         """One line: how many tensors were loaded, and a few names of those that weren't."""
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
         text = f"loaded {len(self.loaded)} of {total} tensors"
+        if self.rows:
+            text += f", of classifiers the rows of {len(self.rows.picked)} of {self.rows.of} classes, picked by name"
         if self.missing:
             text += f"; not in the file: {_few(self.missing)}"
         if self.mismatched:
@@ -83,10 +101,28 @@ def read_weights(path: str | Path, entry: Entry = "student") -> dict[str, Tensor
         WeightsError: If the file or package is missing, unreadable, needs code to unpickle, or doesn't hold that
             network.
     """
+    return tensors_of(read_file(path), path, entry)
+
+
+def read_file(path: str | Path) -> Mapping[str, Any]:
+    """All that a file holds; see `read_weights`.
+
+    Raises:
+        WeightsError: If the file or package is missing, unreadable, needs code to unpickle, or holds no names.
+    """
     package = str(path).removeprefix(_PACKAGE)
     content = _torch_load(Path(path) if package == str(path) else _file_of_package(package))
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: found a {type(content).__name__}, expected a state dict (names to tensors).")
+    return content
+
+
+def tensors_of(content: Mapping[str, Any], path: str | Path, entry: Entry = "student") -> dict[str, Tensor]:
+    """One network's tensors out of what a file holds; see `read_weights`.
+
+    Raises:
+        WeightsError: If it doesn't hold that network.
+    """
     container = next((key for key in _CONTAINERS[entry] if isinstance(content.get(key), Mapping)), None)
     found = content if container is None else content[container]
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
@@ -109,6 +145,7 @@ def copy_weights(
     min_share: float,
     optional_prefixes: Sequence[str] = (),
     prefix: str = "",
+    rows: ClassRows | None = None,
 ) -> LoadReport:
     """Copies every tensor whose name exists in the module with an equal shape (DACS, as published).
 
@@ -123,25 +160,27 @@ def copy_weights(
         optional_prefixes: Names that begin so are copied where they fit, but don't enter the share: the classifier,
             whose number of classes may differ.
         prefix: What a file of weights of a part of the module (its backbone) lacks in front of its names.
+        rows: Which rows to copy of tensors that have one for each class; `None` copies all.
 
     Returns:
         What was copied and what wasn't.
 
     Raises:
-        WeightsError: If less than `min_share` fits; the module is then unchanged.
+        WeightsError: If less than `min_share` fits, or a tensor that does isn't finite; the module is then unchanged.
     """
     wanted = module.state_dict()
     aligned = _align(tensors, wanted, prefix)
-    report = _compare(aligned, wanted, tuple(optional_prefixes))
+    if rows is not None:
+        aligned = {name: _pick(name, tensor, rows) for name, tensor in aligned.items()}
+    report = replace(_compare(aligned, wanted, tuple(optional_prefixes)), rows=rows)
     if report.share < min_share:
         raise WeightsError(
             f"{source}: {report}. That is {report.share:.0%} of what {type(module).__name__} needs, expected at least "
             f"{min_share:.0%}. {_describe(tensors)} Give weights of this architecture and size."
         )
-    module.load_state_dict(
-        {name: aligned[name] for name in wanted if name in aligned and aligned[name].shape == wanted[name].shape},
-        strict=False,
-    )
+    fitting = {name: aligned[name] for name in wanted if name in aligned and aligned[name].shape == wanted[name].shape}
+    require_finite(fitting, source)
+    module.load_state_dict(fitting, strict=False)
     _log.info("%s: %s.", source, report)
     return report
 
@@ -172,6 +211,21 @@ def load_weights(
     return copy_weights(
         module, read_weights(path, entry), source=path, min_share=min_share, optional_prefixes=optional_prefixes
     )
+
+
+def require_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Checks that no weight is NaN or infinite, as they are after a training that diverged.
+
+    Raises:
+        WeightsError: If one is; names the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        if not (finite := tensor.isfinite()).all():
+            bad = int((~finite).sum())
+            raise WeightsError(
+                f"{source}: {name} isn't finite: {bad} of its {tensor.numel()} numbers are NaN or infinite. The "
+                "training that wrote it diverged, or the file is damaged; give an earlier checkpoint."
+            )
 
 
 def _file_of_package(name: str) -> Path:
@@ -221,6 +275,11 @@ def _align(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], prefix: 
 
 def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _pick(name: str, tensor: Tensor, rows: ClassRows) -> Tensor:
+    """The rows of the module's classes where a tensor has one for each class of the file, else the tensor itself."""
+    return tensor[list(rows.picked)] if name.startswith(rows.names) and tensor.shape[:1] == (rows.of,) else tensor
 
 
 def _compare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], optional: tuple[str, ...]) -> LoadReport:

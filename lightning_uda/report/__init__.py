@@ -10,13 +10,13 @@ import rich
 from lightning_uda.report.notes import print_notes
 from lightning_uda.report.page import write_page
 from lightning_uda.report.runs import ReportError, Run, load_runs
-from lightning_uda.report.table import losses_table, table_of
+from lightning_uda.report.table import best_miou, losses_table, table_of
 
 __all__ = ["ReportError", "Run", "build_report", "load_runs", "report"]
 
 
 def report(runs: Sequence[Path], output: Path) -> None:
-    """Prints tables of several runs' IoUs and losses and their notes, writes their page, and prints its path last.
+    """Prints tables of several runs' IoUs and losses, best mIoUs and notes, writes their page and prints its path last.
 
     Args:
         runs: Run folders, as `build_report` takes them.
@@ -30,6 +30,9 @@ def report(runs: Sequence[Path], output: Path) -> None:
     console.print(table_of(loaded))
     if losses := losses_table(loaded):
         console.print(losses)
+    for run in loaded:
+        if best := best_miou(run):
+            console.print(f"Best mIoU of {run.title}: {best}.", highlight=False, markup=False)
     print_notes(loaded, console)
     for run in loaded:
         if not run.finished:

@@ -18,6 +18,9 @@ from lightning_uda.tables import Row, console_table, csv_text
 BELOW_ONE = "classes_below_1"
 """Metric: number of classes whose IoU stays below 1 %; classes that are absent don't count."""
 
+BEST = "best_"
+"""Beginning of metrics that are the highest of all evaluations of a run: `best_miou`. Target labels choose which."""
+
 Figures = Mapping[str, float]
 """Value of each metric of a run; NaN where there is nothing to measure."""
 
@@ -213,8 +216,9 @@ def metric_of(run: Run, metric: str) -> float | None:
 
     Args:
         run: The run.
-        metric: A column of its evaluations, such as `miou`, of which the last counts, in percent; `classes_below_1`; or
-            a name with a slash, such as `train/tail_classes`, of which all logged values are averaged.
+        metric: A column of its evaluations, such as `miou`, of which the last counts, in percent, or with `best_` in
+            front, such as `best_miou`, the highest; `classes_below_1`; or a name with a slash, such as
+            `train/tail_classes`, of which all logged values are averaged.
 
     Returns:
         The value; `None` where there is nothing to measure.
@@ -222,6 +226,9 @@ def metric_of(run: Run, metric: str) -> float | None:
     if metric == BELOW_ONE:
         ious = [run.value(iou_column(name)) for name in run.classes]
         return float(sum(iou < 1 for iou in ious if iou is not None))
+    if metric.startswith(BEST):
+        best = run.best(metric.removeprefix(BEST))
+        return None if best is None else best[1]
     if "/" in metric:
         logged = run.curve(metric)[1]
         return statistics.mean(logged) if logged else None
@@ -246,6 +253,8 @@ def scores_table(title: str, scores: Sequence[Score], titles: Mapping[str, str])
         lines[score.row] += [_text(score.value, most), *([difference] if control else [])]
     table = console_table(title, columns, [Row(titles[row], cells) for row, cells in lines.items()])
     table.caption = f"Mean ± standard deviation over {most} run{'s' * (most != 1)}, differences seed by seed."
+    if any(score.metric.startswith(BEST) for score in scores):
+        table.caption += " Best: the evaluation is chosen with target labels."
     return table
 
 
@@ -268,7 +277,9 @@ def scores_text(scores: Mapping[str, Sequence[Score]]) -> str:
 
 
 def metric_label(metric: str) -> str:
-    """How tables call a metric: `mIoU (13)`, `road`, `classes below 1 %`, `train/tail_classes`."""
+    """How tables call a metric: `mIoU (13)`, `best mIoU`, `road`, `classes below 1 %`, `train/tail_classes`."""
+    if metric.startswith(BEST):
+        return f"best {metric_label(metric.removeprefix(BEST))}"
     return "classes below 1 %" if metric == BELOW_ONE else score_label(metric)
 
 

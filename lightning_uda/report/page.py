@@ -18,7 +18,7 @@ from lightning_uda.metrics import CONFUSIONS, mean_column
 from lightning_uda.report.charts import charts_of, run_color
 from lightning_uda.report.notes import notes_of
 from lightning_uda.report.runs import Run, class_name, init_args
-from lightning_uda.report.table import gain_of, loss_rows, rows_of
+from lightning_uda.report.table import best_miou, gain_of, loss_rows, rows_of
 from lightning_uda.tables import percent
 
 _STREAMS = ("source", "target")
@@ -79,11 +79,13 @@ def _facts(run: Run) -> dict[str, str]:
     """What the run was; empty texts where its config doesn't tell."""
     data, model = init_args(run.config.get("data")), init_args(run.config.get("model"))
     seed = run.config.get("seed_everything")
+    through = run.finished and not run.stopped_early
     return {
         "method": class_name(run.config.get("model")),
         "data": " → ".join(_describe(data[key]) for key in ("source", "target") if data.get(key)),
         "network": _describe(model.get("network")),
-        "steps": f"{run.max_steps or run.last_step}" if run.finished else f"{run.last_step} of {run.max_steps}",
+        "steps": f"{run.max_steps or run.last_step}" if through else f"{run.last_step} of {run.max_steps}",
+        "best mIoU": best_miou(run),
         "seed": "" if seed is None else str(seed),
         "time": _duration(run),
         "folder": "/".join(run.folder.parts[-3:]),

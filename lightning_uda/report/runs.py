@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lightning_uda.files import NOTES_FILE, versions
+from lightning_uda.files import NOTES_FILE, STOPPED_EARLY, versions
 from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
-from lightning_uda.metrics import CONFUSIONS, columns_of, evaluate, find_confusions, read_confusion
+from lightning_uda.metrics import CONFUSIONS, best_of, columns_of, evaluate, find_confusions, read_confusion
 from lightning_uda.metrics.columns import is_mean
 from lightning_uda.tables import read_rows
 
@@ -82,8 +82,15 @@ class Run:
         return int(planned[-1]) if planned else None
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether a callback ended the run before its last step."""
+        return any(note.startswith(STOPPED_EARLY) for note in self.notes)
+
+    @property
     def finished(self) -> bool:
-        """Whether the run got to its last step, as far as logged metrics can tell; one that only evaluated did."""
+        """Whether the run got to its last step or was stopped early, as far as its files tell; an evaluation did."""
+        if self.stopped_early:
+            return True
         trained = any(name.startswith("train/") for row in self.metrics[:1] for name in row)
         if self.max_steps is None or not trained:
             return True
@@ -98,6 +105,10 @@ class Run:
     def scores(self, column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of the evaluations, where it has any; in percent."""
         return _points((step, columns.get(column, math.nan)) for step, columns in self.evaluations.items())
+
+    def best(self, column: str) -> tuple[int, float] | None:
+        """Step and value of the best evaluation by a column; see `metrics.best_of`."""
+        return best_of(zip(*self.scores(column), strict=True))
 
     def curve(self, column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of `metrics.csv`, where it has any."""

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from lightning_uda.metrics import iou_column, score_label
+from lightning_uda.metrics import best_text, iou_column, mean_column, score_label
 from lightning_uda.report.runs import Run
 from lightning_uda.tables import Row, console_table, percent
 
@@ -45,6 +45,12 @@ def rows_of(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             "gain": gain if len(runs) > 1 else None,
             "trend": trend,
         }
+
+
+def best_miou(run: Run) -> str:
+    """The best mIoU of a run and its step in words; empty if there was nothing to choose from."""
+    best = run.best(mean_column()) if len(run.evaluations) > 1 else None
+    return "" if best is None else best_text(*best)
 
 
 def losses_table(runs: Sequence[Run]) -> Table | None:

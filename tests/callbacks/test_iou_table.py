@@ -146,6 +146,40 @@ def test_without_tables_lines_remain(tmp_path, console):
     assert "road" not in text
 
 
+class Falls(Module):
+    """Its predictions are right about road only until the third step, and about nothing from then on."""
+
+    def validation_step(self, batch, batch_idx):
+        guess = 0 if self.trainer.global_step < 3 else 2
+        self.confusion.update(torch.full_like(batch["mask"], guess, dtype=torch.long), batch["mask"].long())
+        return {"pred": torch.zeros_like(batch["mask"], dtype=torch.long)}
+
+
+def test_the_best_evaluation_is_named_below_the_table_of_the_last(tmp_path, console):
+    trainer = fit(tmp_path, IoUTable(), Falls())
+    lines = [line.strip() for line in console.export_text().splitlines() if line.strip()]
+    assert lines[-1] == "Best mIoU: 37.5 at step 2; that choice uses target labels"
+    assert any("validation at step 4" in line for line in lines)
+
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    trainer = trainer_of(tmp_path, IoUTable())
+    trainer.fit_loop.epoch_loop.max_steps = 6
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(Falls(), DataLoader(range(8), batch_size=1), masks(), ckpt_path=tmp_path / "last.ckpt")
+    text = console.export_text()
+    assert "validation at step 6" in text
+    assert "Best mIoU: 37.5 at step 2; that choice uses target labels" in text
+
+
+def test_one_evaluation_leaves_nothing_to_choose(tmp_path, console):
+    trainer = trainer_of(tmp_path, IoUTable())
+    trainer.fit_loop.epoch_loop.max_steps = 2
+    trainer.fit(Module(), DataLoader(range(8), batch_size=1), masks())
+    assert "Best" not in console.export_text()
+    trainer.validate(Module(), masks(), verbose=False)
+    assert "Best" not in console.export_text()
+
+
 def test_sanity_check_is_not_reported(tmp_path, console):
     trainer = trainer_of(tmp_path, IoUTable(), num_sanity_val_steps=1)
     trainer.limit_train_batches = 0

@@ -27,7 +27,7 @@ from tests.report.test_report import CLASSES, write_evaluation
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs/grids").glob("*.yaml"))
-AFTER_FIRST = "--model.source_checkpoint={run:first}"
+AFTER_FIRST = "--model.init_from={run:first}"
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_rows_and_seeds_make_the_points_and_start_from_the_run_of_their_seed(tra
     assert runs_of(trainings) == [f"tiny/seed_{seed}/{row}" for seed in (0, 1) for row in ("first", "second")]
     assert trainings[3] == [
         *["fit", "--config=second.yaml", "--seed_everything=1"],
-        "--model.source_checkpoint=runs/tiny/seed_1/first/version_0",
+        "--model.init_from=runs/tiny/seed_1/first/version_0",
         *["--trainer.max_steps", "1", "--output", "runs", "--name", "tiny/seed_1/second"],
     ]
     out = capsys.readouterr().out
@@ -153,6 +153,20 @@ def test_scores_of_further_scopes_are_metrics(trainings, capsys, monkeypatch):
     assert line == "Second row 19.0 ± 2.8 +8.0 ± 4.2 34.0 ± 2.8 +8.0 ± 4.2".split()
 
 
+def test_the_best_evaluation_is_a_metric_that_says_how_it_was_chosen(trainings, capsys):
+    write_grid(rows={"first": None}, seeds=[0], metrics=["miou", "best_miou"])
+    main(["grid", "grid.yaml"])
+    write_evaluation(Path("runs/tiny/seed_0/first/version_0"), 1, [45.0] * len(CLASSES))
+    write_evaluation(Path("runs/tiny/seed_0/first/version_0"), 3, [17.0] * len(CLASSES))
+    capsys.readouterr()
+    main(["grid", "grid.yaml"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "row mIoU best mIoU" in out
+    assert "first 17.0 45.0" in out
+    assert "Best: the evaluation is chosen with target labels." in out
+    assert (table()["first", "miou"]["mean"], table()["first", "best_miou"]["mean"]) == ("17.0", "45.0")
+
+
 def test_a_named_control_and_tables_of_some_rows(trainings, capsys):
     rows = {name: {"config": "first.yaml"} for name in ("first", "second", "third")}
     write_grid(rows=rows, control="second", tables={"All": list(rows), "Others": ["first", "third"]})
@@ -173,7 +187,7 @@ def test_a_dry_run_shows_the_points_and_their_commands(trainings, capsys):
     assert [line.split(":")[0] for line in lines] == ["first, seed 3 (to do)", "second, seed 3 (to do)"]
     command = shlex.split(lines[1].split(": ", 1)[1])
     assert command[:2] == ["lightning-uda", "fit"]
-    assert "--model.source_checkpoint=out/tiny/seed_3/first/version_?" in command
+    assert "--model.init_from=out/tiny/seed_3/first/version_?" in command
     assert trainings == []
     assert not Path("out").exists()
 
@@ -314,7 +328,7 @@ def test_what_starts_from_a_run_that_was_trained_anew_is_trained_anew(trainings)
     write_grid(seeds=[0], rows={"first": {"options": ["--x=1"]}, "second": {"options": [AFTER_FIRST]}})
     main(["grid", "grid.yaml"])
     assert len(trainings) == 4
-    assert "--model.source_checkpoint=runs/tiny/seed_0/first/version_1" in trainings[3]
+    assert "--model.init_from=runs/tiny/seed_0/first/version_1" in trainings[3]
 
 
 def test_chosen_rows_bring_those_that_they_start_from_but_tabulate_alone(trainings):

@@ -194,7 +194,9 @@ def test_a_sweep_goes_on_after_a_failure_and_later_from_where_it_was(trainings, 
         ["0.9", "", "", "", ""],
         ["0.7", "70.0", "73.0", "1", "runs/tiny/threshold=0.7/version_0"],
     ]
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    out = capsys.readouterr().out
+    assert "The best step is chosen with target labels." in " ".join(out.split())
+    lines = [line.split() for line in out.splitlines()]
     assert ["threshold=0.5", "50.0", "53.0", "1"] in lines
     assert ["threshold=0.9", "-", "-", "-"] in lines
 

@@ -7,8 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning_uda.callbacks import AdaptBatchNorm, SelfTrainingRounds
 from lightning_uda.cli import run_trainer
 from lightning_uda.methods import SelfTraining, SourceOnly
-from lightning_uda.methods.self_training import find_checkpoint
-from lightning_uda.networks import WeightsError
+from lightning_uda.networks import WeightsError, find_checkpoint
 from lightning_uda.optim import Poly
 from lightning_uda.self_training.losses import LRENT, MRKLD
 from lightning_uda.self_training.scaled_crop import ScaledCrop
@@ -35,7 +34,7 @@ def one_round(**kwargs):
     return SelfTrainingRounds(num_rounds=1, epochs_per_round=1, **kwargs)
 
 
-def source_checkpoint(folder, num_classes=11):
+def trained_source(folder, num_classes=11):
     """Checkpoint of a source-only run, in a run folder."""
     names = "camvid" if num_classes == 11 else "cityscapes"
     module = SourceOnly(tiny_network(seed=5, num_classes=num_classes), names)
@@ -62,26 +61,12 @@ def test_a_step_is_the_cross_entropy_of_all_labelled_pixels_of_the_batch():
 
 
 def test_it_starts_from_source_trained_weights(tmp_path):
-    source, path = source_checkpoint(tmp_path / "source/version_0")
+    source, path = trained_source(tmp_path / "source/version_0")
     for given in (path, tmp_path / "source", tmp_path / "source/version_0"):
-        module = SelfTraining(
-            network=tiny_network(), label_space="camvid", rounds=one_round(), source_checkpoint=str(given)
-        )
-        module.trainer = Trainer(**QUIET)
-        module.setup("fit")
+        module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round(), init_from=str(given))
+        module.take_over(module.init_from)
         for name, tensor in source.student.state_dict().items():
             assert torch.equal(tensor, module.student.state_dict()[name])
-
-
-def test_the_latest_version_of_a_run_is_taken(tmp_path):
-    for version in (2, 9, 10, 11):
-        (tmp_path / f"version_{version}/checkpoints").mkdir(parents=True)
-    for version in (2, 9, 10):
-        (tmp_path / f"version_{version}/checkpoints/last.ckpt").touch()
-    assert find_checkpoint(tmp_path) == tmp_path / "version_10/checkpoints/last.ckpt"
-    for path in ("version_11", "nothing"):
-        with pytest.raises(FileNotFoundError, match=rf"{path}: found no such file, and no checkpoints/last.ckpt in it"):
-            find_checkpoint(tmp_path / path)
 
 
 def test_rounds_start_from_the_last_step_of_the_source_run_not_its_best(tmp_path, monkeypatch):
@@ -104,11 +89,8 @@ def test_rounds_start_from_the_last_step_of_the_source_run_not_its_best(tmp_path
     folder = tmp_path / "source_only"
     assert len(list(folder.glob("version_0/checkpoints/best_step2_*.ckpt"))) == 1
     assert torch.load(find_checkpoint(folder), weights_only=True)["global_step"] == 8
-    module = SelfTraining(
-        network=tiny_network(), label_space="camvid", rounds=one_round(), source_checkpoint=str(folder)
-    )
-    module.trainer = Trainer(**QUIET)
-    module.setup("fit")
+    module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round(), init_from=str(folder))
+    module.take_over(module.init_from)
     assert all(torch.equal(tensor, source[name]) for name, tensor in module.student.state_dict().items())
 
 
@@ -140,7 +122,7 @@ def rounds_from(path, batch_norm, *callbacks, **trainer):
         network=tiny_network(batch_norm=batch_norm),
         label_space="camvid",
         rounds=one_round(),
-        source_checkpoint=str(path),
+        init_from=str(path),
         optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
     )
     Trainer(callbacks=[seen, *callbacks], **{**QUIET, **trainer}).fit(module, datamodule=data_of(val=TinyDataset(3)))
@@ -148,8 +130,8 @@ def rounds_from(path, batch_norm, *callbacks, **trainer):
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen_statistics", "eval"])
-def test_frozen_statistics_are_those_of_the_source_checkpoint_and_never_move(tmp_path, batch_norm):
-    source, path = source_checkpoint(tmp_path)
+def test_frozen_statistics_are_those_of_the_source_run_and_never_move(tmp_path, batch_norm):
+    source, path = trained_source(tmp_path)
     trained = source.student.state_dict()
     assert source.student.batch_norm == "train"
     assert not torch.equal(trained[MEAN], tiny_network().state_dict()[MEAN])
@@ -162,7 +144,7 @@ def test_frozen_statistics_are_those_of_the_source_checkpoint_and_never_move(tmp
 
 
 def test_rounds_may_start_from_the_target_domains_statistics_and_keep_them(tmp_path):
-    source, path = source_checkpoint(tmp_path)
+    source, path = trained_source(tmp_path)
     data = data_of()
     images = torch.stack([torch.from_numpy(data.target.load_image(i)).permute(2, 0, 1) for i in range(7)]) / 255
     student = source.student
@@ -174,25 +156,32 @@ def test_rounds_may_start_from_the_target_domains_statistics_and_keep_them(tmp_p
     assert torch.equal(states[0]["classifier.weight"], student.classifier.weight)
 
 
-def test_unusable_source_checkpoints_are_refused_before_training(tmp_path):
-    _, path = source_checkpoint(tmp_path / "other", num_classes=19)
-    module = SelfTraining(network=tiny_network(), label_space="camvid", source_checkpoint=str(path))
+def test_unusable_source_runs_are_refused_before_training(tmp_path):
+    _, path = trained_source(tmp_path / "other", num_classes=19)
+    module = SelfTraining(network=tiny_network(), label_space="camvid", init_from=str(path))
     with pytest.raises(ValueError, match=r"last.ckpt: trained on 19 classes \['road'.*this run has 11 \['Sky'"):
         Trainer(**QUIET).fit(module, datamodule=data_of())
     torch.save(tiny_network(num_classes=7).state_dict(), tmp_path / "weights.pth")
-    module = SelfTraining(network=tiny_network(), label_space="camvid", source_checkpoint=str(tmp_path / "weights.pth"))
+    module = SelfTraining(network=tiny_network(), label_space="camvid", init_from=str(tmp_path / "weights.pth"))
     with pytest.raises(WeightsError, match=r"classifier.weight \(file \(7, 8, 1, 1\), network \(11, 8, 1, 1\)\)"):
         Trainer(**QUIET).fit(module, datamodule=data_of())
-    module = SelfTraining(network=tiny_network(), label_space="camvid", source_checkpoint=str(tmp_path / "none.ckpt"))
+    module = SelfTraining(network=tiny_network(), label_space="camvid", init_from=str(tmp_path / "none.ckpt"))
     with pytest.raises(FileNotFoundError, match="found no such file"):
         Trainer(**QUIET).fit(module, datamodule=data_of())
 
 
-def test_without_a_source_checkpoint_it_says_so(caplog):
-    Trainer(**QUIET).fit(
-        SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round()), datamodule=data_of()
-    )
-    assert "source_checkpoint isn't set" in caplog.text
+def test_without_a_source_run_it_says_so_but_not_when_it_resumes(tmp_path, caplog):
+    def fit(ckpt_path=None):
+        module = SelfTraining(network=tiny_network(), label_space="camvid", rounds=one_round())
+        trainer = Trainer(**QUIET)
+        trainer.fit(module, datamodule=data_of(), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+
+    fit()
+    assert "init_from isn't set" in caplog.text
+    caplog.clear()
+    fit(tmp_path / "end.ckpt")
+    assert "init_from isn't set" not in caplog.text
 
 
 @pytest.mark.parametrize("loss", [MRKLD(), LRENT()])

@@ -144,6 +144,31 @@ def test_share_is_a_threshold(tmp_path):
     assert load_weights(tiny_module(), path, min_share=3 / 7).share == pytest.approx(3 / 7)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_in_one_line_and_change_nothing(tmp_path, bad):
+    tensors = {name: tensor.clone() for name, tensor in STUDENT.items()}
+    tensors["bn1.running_var"][2] = bad
+    tensors["layer5.bias"][:] = bad
+    path = save(tensors, tmp_path)
+    module = tiny_module()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    with pytest.raises(WeightsError) as raised:
+        load_weights(module, path, min_share=1.0)
+
+    assert_equal_states(module, before)
+    assert str(raised.value) == (
+        f"{path}: bn1.running_var isn't finite: 1 of its 4 numbers are NaN or infinite. The training that wrote "
+        "it diverged, or the file is damaged; give an earlier checkpoint."
+    )
+
+
+def test_tensors_that_are_not_taken_need_not_be_finite(tmp_path):
+    path = save({**STUDENT, "anchors": torch.tensor([torch.inf])}, tmp_path)
+
+    load_weights(tiny_module(), path, min_share=1.0)
+
+
 @pytest.mark.parametrize(
     ("name", "family"),
     [

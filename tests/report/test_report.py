@@ -16,6 +16,7 @@ from lightning_uda.label_spaces import LABEL_SPACES
 from lightning_uda.metrics import keep_confusion
 from lightning_uda.report import ReportError, build_report, load_runs, report
 from lightning_uda.report.charts import _smooth
+from lightning_uda.report.grid_table import metric_of
 from lightning_uda.report.notes import notes_of, print_notes
 from lightning_uda.report.table import losses_table, table_of
 from lightning_uda.tables import append_row
@@ -337,6 +338,36 @@ def test_report_prints_the_table_and_the_path_last(runs, tmp_path, monkeypatch):
     assert next(line for line in lines if "mIoU" in line).split() == ["mIoU", "30.5", "41.7", "+11.2"]
     assert next(line for line in lines if "total" in line).split() == ["total", "0.005", "0.505"]
     assert lines[-1] == str(tmp_path / "a_folder_with_a_rather_long_name" / "report.html")
+
+
+def test_the_best_evaluation_stands_beside_the_last_as_one_that_target_labels_chose(tmp_path, monkeypatch):
+    console = Console(record=True, width=100, file=io.StringIO())
+    monkeypatch.setattr(rich, "_console", console)
+    falls = write_run(tmp_path / "falls", (20.0, 42.0, 42.0, 30.0), classes=("road", "sky"), steps=(50, 100, 150, 200))
+    once = write_run(tmp_path / "once", (30.0,), classes=("road", "sky"), steps=(200,))
+    report([falls, once], tmp_path / "report.html")
+    page = page_of(tmp_path / "report.html")
+    assert page.text.count("best mIoU 42.0 at step 100; that choice uses target labels") == 1
+    assert page.rows[3] == ["mIoU", "30.0", "30.0", "+0.0"]
+    lines = console.export_text().splitlines()
+    assert [line for line in lines if "est mIoU" in line] == [
+        "Best mIoU of falls: 42.0 at step 100; that choice uses target labels."
+    ]
+    (run,) = load_runs([falls])
+    assert run.best("iou_sky") == (100, pytest.approx(42.0))
+    assert run.best("iou_tram") is None
+    assert metric_of(run, "best_miou") == pytest.approx(42.0)
+    assert metric_of(run, "miou") == pytest.approx(30.0)
+    assert metric_of(run, "best_iou_tram") is None
+
+
+def test_a_run_that_stopped_early_is_finished_and_says_so(tmp_path):
+    note = "stopped early: step 100 of 200, by val/miou, a choice that uses target labels"
+    folder = write_run(tmp_path / "dacs", (20.0, 30.0), steps=(50, 100), notes=(note,))
+    text = page_of(build_report([folder], tmp_path / "report.html")).text
+    assert "not finished" not in text
+    assert "steps 100 of 200" in text
+    assert note in text
 
 
 def test_terminal_table(runs):

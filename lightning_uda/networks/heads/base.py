@@ -18,6 +18,9 @@ class Head(ABC):
     align_corners: bool = True
     """How logits are upsampled for the losses: yes for DeepLab-v2 and its family, no for DAFormer's networks."""
 
+    class_rows: tuple[str, ...] = ("",)
+    """Beginnings of the names, in what it builds, of tensors that have a row for each class; by default all."""
+
     @abstractmethod
     def build(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> nn.Module:
         """Makes the classifier.

@@ -18,6 +18,8 @@ class DilatedConvolutions(Head):
         dilation: Dilation (and padding) of both.
     """
 
+    class_rows = ("2.",)
+
     def __init__(self, channels: int = 512, dilation: int = 12) -> None:
         self.channels = channels
         self.dilation = dilation
