@@ -132,15 +132,24 @@ def test_a_teacher_starts_alike_takes_the_students_statistics_and_is_evaluated(e
         expected = (before["classifier.weight"] + student["classifier.weight"]) / 2
         torch.testing.assert_close(teacher["classifier.weight"], expected)
         assert not torch.equal(student["classifier.weight"], before["classifier.weight"])
+    last = state_of(checkpoints / "step=4.ckpt")
+    expected = {name: confusion_of(network_of(last, name)) for name in ("student", "teacher")}
+    assert expected["student"] != expected["teacher"]
+    found, _ = read_confusion(tmp_path / "DACS/version_0/confusions/val_step_000004.csv")
+    assert found.tolist() == expected[evaluate]
+
+
+def confusion_of(state):
+    """The matrix of a network of the tiny experiments on their validation set, pixel by pixel."""
     network, dataset = TinyNetwork().eval(), TinyDataset(length=4, seed=2)
-    network.load_state_dict(network_of(state_of(checkpoints / "step=4.ckpt"), evaluate))
-    expected = np.zeros((11, 11), dtype=int)
+    network.load_state_dict(state)
+    matrix = np.zeros((11, 11), dtype=int)
     for i in range(4):
         logits = network(torch.from_numpy(dataset.load_image(i)).permute(2, 0, 1)[None] / 255)
         found = F.interpolate(logits, (24, 32), mode="bilinear", align_corners=True).argmax(dim=1)[0].numpy()
         mask = dataset.load_label(i)
-        np.add.at(expected, (mask[mask < 255], found[mask < 255]), 1)
-    assert read_confusion(tmp_path / "DACS/version_0/confusions/val_step_000004.csv")[0].tolist() == expected.tolist()
+        np.add.at(matrix, (mask[mask < 255], found[mask < 255]), 1)
+    return matrix.tolist()
 
 
 def test_classes_of_a_subset_are_picked_by_name(source_run, tmp_path, capsys):
