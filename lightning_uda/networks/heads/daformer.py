@@ -25,6 +25,7 @@ class DAFormerHead(Head):
     """
 
     align_corners = False
+    class_rows = ("3.",)
 
     def __init__(
         self, channels: int = 256, separable_dilations: Sequence[int] = (6, 12, 18), dropout: float = 0.1

@@ -17,6 +17,7 @@ class LinearHead(Head):
     """
 
     align_corners = False
+    class_rows = ("1.",)
 
     def build(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> nn.Module:
         """Makes the classifier of all levels."""

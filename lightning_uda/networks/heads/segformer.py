@@ -21,6 +21,7 @@ class SegFormerHead(Head):
     """
 
     align_corners = False
+    class_rows = ("3.",)
 
     def __init__(self, channels: int = 256, dropout: float = 0.1) -> None:
         self.channels = channels
