@@ -180,6 +180,41 @@ def test_networks_are_built_at_their_real_size(path):
     assert size == PUBLISHED_SIZES.get(path.stem, size)
 
 
+OTHERS = [
+    ("TimmPyramid", {"name": "resnet18", "output_stride": 16, "levels": 2, "drop_path": 0.7, "layer_decay": 0.3}),
+    ("TimmViT", {"name": "test_vit", "strides": [16], "blocks": [1], "drop_path": 0.7, "layer_decay": 0.3}),
+    ("MiT", {"size": "b1", "drop_path": 0.7}),
+]
+HEADS = [
+    ("ASPP", {"dilations": [2], "branches": [2, 3]}),
+    ("SegFormerHead", {"channels": 7, "dropout": 0.7}),
+    ("DAFormerHead", {"channels": 7, "separable_dilations": [7], "dropout": 0.7}),
+]
+
+
+@pytest.mark.parametrize("other", range(3))
+@pytest.mark.parametrize(
+    "path", [p for p in sorted((CONFIGS / "network").glob("*.yaml")) if read(p)["class_path"] == "EncoderDecoder"]
+)
+def test_of_an_earlier_network_nothing_shines_through(path, other, tmp_path):
+    """A setting that a file doesn't name would be taken over from the network of the experiment that it replaces."""
+    earlier = {
+        **{
+            part: {"class_path": name, "init_args": settings}
+            for part, (name, settings) in {"backbone": OTHERS[other], "head": HEADS[other]}.items()
+        },
+        **{"auxiliary": [{"head": "ASPP"}], "weights": "x.pth", "batch_norm": "eval", "classifier_lr_scale": 3.0},
+        **{"min_loaded": 0.5, "align_corners": True, "checkpointing": True, "num_classes": 19},
+    }
+    earlier["backbone"]["init_args"]["pretrained"] = path.stem == "segformer_mit_b0"
+    (tmp_path / "earlier.yaml").write_text(json.dumps({"class_path": "EncoderDecoder", "init_args": earlier}))
+    parser = LightningArgumentParser()
+    parser.add_subclass_arguments(SegmentationNetwork, "network")
+    alone = parser.parse_args(["--network", str(path), "--network.num_classes", "19"])
+    after = parser.parse_args(["--network", str(tmp_path / "earlier.yaml"), "--network", str(path)])
+    assert after.network == alone.network
+
+
 def test_a_head_takes_over_no_settings_of_another():
     backbone = {"class_path": "CaffeResNet"}
     network = network_of({"class_path": "EncoderDecoder", "init_args": {"backbone": backbone, "head": "DAFormerHead"}})

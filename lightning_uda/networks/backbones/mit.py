@@ -74,7 +74,7 @@ class MiT(Backbone):
 
     An input of length n gives ceil(n / stride) features. Normalisation is ImageNet's, RGB. Attention has no dropout;
     blocks are left out at random in training (drop-path). The LayerNorms of blocks and stages have an epsilon of 1e-6,
-    those of patches and of reduced keys 1e-5, as in the network that was published (section 7.5 of T2S-DA's spec).
+    those of patches and of reduced keys 1e-5, as in the published network.
 
     ImageNet weights are those of SegFormer's makers (`mit_b5.pth`) or of the hub; all their tensors have to fit.
 

@@ -12,7 +12,7 @@ from lightning_uda.networks.heads.stacked import StackedLevels, conv_bn_relu, sc
 
 
 class DAFormerHead(Head):
-    """All levels brought to `channels` channels and the finest level's size, stacked and fused (T2S-DA's spec, 7.6).
+    """All levels brought to `channels` channels and the finest level's size, stacked and fused.
 
     Fusion: a 1x1 convolution and depth-wise separable 3x3 convolutions of the dilations, side by side, stacked; a 3x3
     convolution; each with BatchNorm and ReLU (separable ones after both of their parts). No image pooling. Then dropout
