@@ -6,9 +6,12 @@ import re
 import cv2
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_uda.cli import run_trainer
 from lightning_uda.label_spaces import CAMVID
+from lightning_uda.networks import SegmentationNetwork
 from tests.fixtures.configs import CONFIGS, read
 from tests.fixtures.official_layouts import make_bdd100k, make_cityscapes, make_gta5, make_nthu, make_synthia
 
@@ -45,6 +48,11 @@ def benchmarks(tmp_path_factory):
     return top
 
 
+def small_backbone(*options):
+    """Options that give a network of free parts random weights."""
+    return ["--model.network.backbone.pretrained", "false", *options]
+
+
 SMALL = {
     "deeplab_v2_efficientnet_lite0": ["--model.network.weights", "null"],
     "deeplab_v2_resnet50": ["--model.network.pretrained", "false"],
@@ -54,6 +62,16 @@ SMALL = {
         *["--model.network.fc_channels", "8"],
     ],
     "wide_resnet38": ["--model.network.stem_channels", "4"],
+    "daformer_mit_b5": small_backbone("--model.network.backbone.size", "b0"),
+    "daformer_convnext_tiny": small_backbone("--model.network.backbone.name", "convnext_atto"),
+    "daformer_swin_tiny": small_backbone(),
+    "daformer_pvt_v2_b2": small_backbone("--model.network.backbone.name", "pvt_v2_b0"),
+    "daformer_dinov2_base": small_backbone("--model.network.backbone.name", "vit_small_patch14_dinov2"),
+    "daformer_dinov2_large": small_backbone("--model.network.backbone.name", "vit_small_patch14_dinov2"),
+    "linear_dinov2_base": small_backbone("--model.network.backbone.name", "vit_small_patch14_dinov2"),
+    "daformer_dinov3_base": small_backbone("--model.network.backbone.name", "vit_small_patch16_dinov3"),
+    "daformer_dinov3_convnext_tiny": small_backbone("--model.network.backbone.name", "convnext_atto"),
+    "deeplab_v2_resnet101_v1c": small_backbone("--model.network.backbone.name", "resnet18"),
 }
 """Options that bring a network of the papers down to one for a test."""
 SMALL_CROPS = ["--model.crop.size", "[32, 32]"]
@@ -130,6 +148,77 @@ def test_axes_compose(axes, tmp_path, monkeypatch):
         arguments += ["--data.source.length", "60"]
     cli = run_trainer(arguments + (small_rounds("minicity") if in_rounds else []))
     assert cli.trainer.global_step == 1
+
+
+PUBLISHED_SIZES = {
+    "daformer_mit_b5": 81_443_008 + 3_712_275,
+    "linear_dinov2_base": (86_580_480 - 768) + 2 * 768 + (768 * 19 + 19),
+    "daformer_dinov2_large": (304_368_640 - 1024) + 4 * (1024 * 256 + 256) + 3_449_107,
+}
+"""Weights of backbones as published, DINOv2's without mask tokens, and of heads as in section 7.6 of T2S-DA's spec."""
+
+
+def random_weights(config):
+    """A network's config without what is loaded from elsewhere."""
+    if not isinstance(config, dict):
+        return config
+    return {key: key != "pretrained" and random_weights(value) for key, value in config.items() if key != "weights"}
+
+
+def network_of(content):
+    """The network of a config at its real size, without storage."""
+    parser = LightningArgumentParser()
+    parser.add_subclass_arguments(SegmentationNetwork, "network")
+    content["init_args"]["num_classes"] = 19
+    with torch.device("meta"):
+        return parser.instantiate_classes(parser.parse_object({"network": random_weights(content)})).network
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "network").glob("*.yaml")), ids=lambda path: path.stem)
+def test_networks_are_built_at_their_real_size(path):
+    size = sum(parameter.numel() for parameter in network_of(read(path)).parameters())
+    assert size == PUBLISHED_SIZES.get(path.stem, size)
+
+
+OTHERS = [
+    ("TimmPyramid", {"name": "resnet18", "output_stride": 16, "levels": 2, "drop_path": 0.7, "layer_decay": 0.3}),
+    ("TimmViT", {"name": "test_vit", "strides": [16], "blocks": [1], "drop_path": 0.7, "layer_decay": 0.3}),
+    ("MiT", {"size": "b1", "drop_path": 0.7}),
+]
+HEADS = [
+    ("ASPP", {"dilations": [2], "branches": [2, 3]}),
+    ("SegFormerHead", {"channels": 7, "dropout": 0.7}),
+    ("DAFormerHead", {"channels": 7, "separable_dilations": [7], "dropout": 0.7}),
+]
+
+
+@pytest.mark.parametrize("other", range(3))
+@pytest.mark.parametrize(
+    "path", [p for p in sorted((CONFIGS / "network").glob("*.yaml")) if read(p)["class_path"] == "EncoderDecoder"]
+)
+def test_of_an_earlier_network_nothing_shines_through(path, other, tmp_path):
+    """A setting that a file doesn't name would be taken over from the network of the experiment that it replaces."""
+    earlier = {
+        **{
+            part: {"class_path": name, "init_args": settings}
+            for part, (name, settings) in {"backbone": OTHERS[other], "head": HEADS[other]}.items()
+        },
+        **{"auxiliary": [{"head": "ASPP"}], "weights": "x.pth", "batch_norm": "eval", "classifier_lr_scale": 3.0},
+        **{"min_loaded": 0.5, "align_corners": True, "checkpointing": True, "num_classes": 19},
+    }
+    earlier["backbone"]["init_args"]["pretrained"] = path.stem == "segformer_mit_b0"
+    (tmp_path / "earlier.yaml").write_text(json.dumps({"class_path": "EncoderDecoder", "init_args": earlier}))
+    parser = LightningArgumentParser()
+    parser.add_subclass_arguments(SegmentationNetwork, "network")
+    alone = parser.parse_args(["--network", str(path), "--network.num_classes", "19"])
+    after = parser.parse_args(["--network", str(tmp_path / "earlier.yaml"), "--network", str(path)])
+    assert after.network == alone.network
+
+
+def test_a_head_takes_over_no_settings_of_another():
+    backbone = {"class_path": "CaffeResNet"}
+    network = network_of({"class_path": "EncoderDecoder", "init_args": {"backbone": backbone, "head": "DAFormerHead"}})
+    assert network.head.separable_dilations == (6, 12, 18)
 
 
 def test_every_config_is_reached_by_a_test():

@@ -1,6 +1,6 @@
 """Segmentation networks, the backbones and heads they are made of, and the loading of their weights."""
 
-from lightning_uda.networks.backbones import VGG, Backbone, CaffeResNet, ResNet38, TimmCNN
+from lightning_uda.networks.backbones import VGG, Backbone, CaffeResNet, MiT, ResNet38, TimmPyramid, TimmViT
 from lightning_uda.networks.base import (
     BatchNormPolicy,
     Classifier,
@@ -13,7 +13,17 @@ from lightning_uda.networks.checkpoints import Start, find_checkpoint, start_fro
 from lightning_uda.networks.deeplab_v2 import CaffeDeepLabV2, DeepLabV2
 from lightning_uda.networks.encoder_decoder import Auxiliary, EncoderDecoder
 from lightning_uda.networks.fcn8s import FCN8s
-from lightning_uda.networks.heads import ASPP, ASPPClassifier, DilatedConvolutions, Head, LevelScores
+from lightning_uda.networks.heads import (
+    ASPP,
+    ASPPClassifier,
+    DAFormerHead,
+    DilatedConvolutions,
+    Head,
+    LevelScores,
+    LinearHead,
+    SegFormerHead,
+)
+from lightning_uda.networks.published import Published, read_published
 from lightning_uda.networks.weights import (
     ClassRows,
     Entry,
@@ -36,6 +46,7 @@ __all__ = [
     "CaffeResNet",
     "ClassRows",
     "Classifier",
+    "DAFormerHead",
     "DeepLabV2",
     "DilatedConvolutions",
     "EncoderDecoder",
@@ -44,18 +55,24 @@ __all__ = [
     "Head",
     "InputNormalization",
     "LevelScores",
+    "LinearHead",
     "LoadReport",
+    "MiT",
     "Outputs",
+    "Published",
     "ResNet38",
+    "SegFormerHead",
     "SegmentationNetwork",
     "Start",
-    "TimmCNN",
+    "TimmPyramid",
+    "TimmViT",
     "WeightsError",
     "WideResNet38",
     "copy_weights",
     "find_checkpoint",
     "load_weights",
     "parameter_group",
+    "read_published",
     "read_weights",
     "start_from",
 ]

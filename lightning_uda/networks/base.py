@@ -94,6 +94,7 @@ class SegmentationNetwork(nn.Module, ABC):
             network doesn't say, which then starts from checkpoints of its own classes only (`start_from`).
         random_weights: Whether the weights are those drawn at the start: neither a file nor another network's state
             has been loaded since, and no pretrained backbone was fetched.
+        deterministic: Whether dropout and its kin are off in train mode too (`make_deterministic`).
 
     Raises:
         ValueError: If `batch_norm` is none of these.
@@ -120,6 +121,7 @@ class SegmentationNetwork(nn.Module, ABC):
         self.batch_norm = batch_norm
         self.align_corners = align_corners
         self.random_weights = True
+        self.deterministic = False
         self.register_load_state_dict_post_hook(_weights_were_loaded)  # type: ignore[no-untyped-call]
 
     @abstractmethod
@@ -153,12 +155,26 @@ class SegmentationNetwork(nn.Module, ABC):
             module.requires_grad_(self.batch_norm in ("train", "frozen_statistics"))
         self.train(self.training)
 
+    def make_deterministic(self) -> Self:
+        """Switches off, in train mode too, what is random in a forward pass: dropout, drop-path, jittered positions.
+
+        Every layer but BatchNorm is kept in eval mode from now on, in copies of the network as well; BatchNorm goes on
+        following its policy. It is for teachers that are to normalise by the batch (DAFormer).
+        """
+        self.deterministic = True
+        return self.train(self.training)
+
     def train(self, mode: bool = True) -> Self:
-        """Sets train or eval mode; BatchNorm stays in eval mode under "frozen_statistics" and "eval"."""
+        """Sets train or eval mode.
+
+        BatchNorm stays in eval mode under "frozen_statistics" and "eval", all else in a network made deterministic.
+        """
         super().train(mode)
-        if self.batch_norm in ("frozen_statistics", "eval"):
-            for module in self.batch_norm_modules():
-                module.eval()
+        norms = set(self.batch_norm_modules())
+        for module in self.modules():
+            fixed = self.batch_norm in ("frozen_statistics", "eval") if module in norms else self.deterministic
+            if fixed and module is not self:
+                module.training = False
         return self
 
 

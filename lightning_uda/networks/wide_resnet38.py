@@ -32,6 +32,7 @@ class WideResNet38(EncoderDecoder):
             with "train".
         classifier_lr_scale: Learning rate of the classifier as a multiple of the base rate.
         min_loaded: Share (0-1) of the tensors outside the classifier that `weights` has to provide.
+        checkpointing: Whether the backbone's blocks are computed again in the backward pass, which saves memory.
 
     Raises:
         WeightsError: If weights can't be read or don't fit.
@@ -45,6 +46,7 @@ class WideResNet38(EncoderDecoder):
         batch_norm: BatchNormPolicy = "frozen_statistics",
         classifier_lr_scale: float = 1.0,
         min_loaded: float = 0.9,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__(
             num_classes,
@@ -54,6 +56,7 @@ class WideResNet38(EncoderDecoder):
             batch_norm=batch_norm,
             classifier_lr_scale=classifier_lr_scale,
             min_loaded=min_loaded,
+            checkpointing=checkpointing,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:

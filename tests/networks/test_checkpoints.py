@@ -13,7 +13,7 @@ from lightning_uda.networks import (
     EncoderDecoder,
     FCN8s,
     Head,
-    TimmCNN,
+    TimmPyramid,
     WeightsError,
     WideResNet38,
     find_checkpoint,
@@ -34,7 +34,7 @@ NETWORKS = {
     "WideResNet38": lambda classes: WideResNet38(classes, stem_channels=2),
     "EncoderDecoder": lambda classes: EncoderDecoder(
         classes,
-        TimmCNN("resnet10t", output_stride=32),
+        TimmPyramid("resnet10t", output_stride=32),
         heads.LevelScores(),
         [Auxiliary(DilatedConvolutions(4), -2), Auxiliary(heads.ASPP(), -1)],
     ),

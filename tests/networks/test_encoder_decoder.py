@@ -20,7 +20,7 @@ from lightning_uda.networks import (
     FCN8s,
     LevelScores,
     ResNet38,
-    TimmCNN,
+    TimmPyramid,
     WeightsError,
     WideResNet38,
     load_weights,
@@ -30,7 +30,11 @@ from tests.test_configs import CONFIGS
 TINY = {"blocks": (1, 1, 1, 1), "planes": (2, 3, 4, 5), "stem_channels": 4}
 NETWORKS = {
     "timm": (lambda: DeepLabV2(5, "resnet18"), (4, 8, 8, 8), (64, 128, 256, 512)),
-    "timm, one level": (lambda: EncoderDecoder(5, TimmCNN("resnet18", levels=1)), (8,), (512,)),
+    "timm, one level": (
+        lambda: EncoderDecoder(5, TimmPyramid("resnet18", output_stride=8, levels=1), ASPP()),
+        (8,),
+        (512,),
+    ),
     "timm, stride 32": (lambda: DeepLabV2(5, "resnet18", output_stride=32), (4, 8, 16, 32), (64, 128, 256, 512)),
     "caffe": (lambda: CaffeDeepLabV2(5, **TINY), (4, 8, 8, 8), (8, 12, 16, 20)),
     "fcn8s": (lambda: FCN8s(5, "vgg11", fc_channels=6), (8, 16, 32), (256, 512, 6)),
@@ -95,10 +99,10 @@ def test_a_state_dict_loads_strictly_into_a_module_around_the_network(make, stri
     [
         (lambda: DeepLabV2(5, "resnet18"), ("backbone.conv1.weight", "backbone.layer4.1.bn2.bias")),
         (lambda: CaffeDeepLabV2(5, **TINY), ("conv1.weight", "layer5.conv2d_list.3.bias")),
-        (lambda: EncoderDecoder(5, CaffeResNet(**TINY)), ("conv1.weight", "layer5.conv2d_list.1.bias")),
+        (lambda: EncoderDecoder(5, CaffeResNet(**TINY), ASPP()), ("conv1.weight", "layer5.conv2d_list.1.bias")),
         (lambda: FCN8s(5, "vgg11", fc_channels=6), ("features.0.weight", "classifier.bias")),
         (lambda: WideResNet38(5, stem_channels=2), ("backbone.conv1a.weight", "classifier.2.bias")),
-        (lambda: EncoderDecoder(5, ResNet38(2)), ("backbone.conv1a.weight", "classifier.conv2d_list.1.bias")),
+        (lambda: EncoderDecoder(5, ResNet38(2), ASPP()), ("backbone.conv1a.weight", "classifier.conv2d_list.1.bias")),
     ],
 )
 def test_names_in_files_are_the_published_ones(make, names):
@@ -146,13 +150,13 @@ def test_auxiliary_heads_have_a_group_and_names_of_their_own(tmp_path):
 @pytest.mark.parametrize("level", [-2, 1])
 def test_an_auxiliary_head_of_a_level_that_is_not_there_is_refused(level):
     with pytest.raises(ValueError, match=rf"found level={level}, but ResNet38 has 1 level\(s\), of strides \(8,\)"):
-        EncoderDecoder(5, ResNet38(2), auxiliary=[Auxiliary(ASPP(), level)])
+        EncoderDecoder(5, ResNet38(2), ASPP(), auxiliary=[Auxiliary(ASPP(), level)])
 
 
 # Weights
 
 
-def test_networks_tell_random_weights_from_loaded_ones(tmp_path, monkeypatch):
+def test_networks_tell_random_weights_from_loaded_ones(tmp_path):
     first = DeepLabV2(5, "resnet18")
     torch.save(first.state_dict(), tmp_path / "first.pth")
     assert first.random_weights
@@ -160,24 +164,19 @@ def test_networks_tell_random_weights_from_loaded_ones(tmp_path, monkeypatch):
     load_weights(first, tmp_path / "first.pth", min_share=1.0)
     assert not first.random_weights
 
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **kwargs: create(name, **kwargs))
-    assert not DeepLabV2(5, "resnet18", pretrained=True).random_weights
-    assert not EncoderDecoder(5, TimmCNN("resnet18", pretrained=True)).random_weights
-    assert not FCN8s(5, "vgg11", pretrained=True, fc_channels=6).random_weights
-
 
 def test_files_of_look_alikes_are_refused_by_every_network_of_a_backbone(tmp_path):
     torch.save(CaffeDeepLabV2(5, **TINY).state_dict(), tmp_path / "caffe.pth")
     with pytest.raises(WeightsError, match=r"caffe\.pth: found a Caffe-style DeepLab-v2"):
-        EncoderDecoder(5, TimmCNN("resnet18"), weights=str(tmp_path / "caffe.pth"))
+        EncoderDecoder(5, TimmPyramid("resnet18"), ASPP(), weights=str(tmp_path / "caffe.pth"))
     torch.save(timm.create_model("resnet50").state_dict(), tmp_path / "resnet.pth")
     with pytest.raises(WeightsError, match=r"resnet\.pth: found a ResNet with an ImageNet classifier"):
-        EncoderDecoder(5, CaffeResNet(**TINY), weights=str(tmp_path / "resnet.pth"))
+        EncoderDecoder(5, CaffeResNet(**TINY), ASPP(), weights=str(tmp_path / "resnet.pth"))
 
 
-def test_networks_of_one_default_head_share_nothing():
-    first, second = (EncoderDecoder(5, CaffeResNet(**TINY)) for _ in range(2))
+def test_networks_of_one_head_share_nothing():
+    head = ASPP()
+    first, second = (EncoderDecoder(5, CaffeResNet(**TINY), head) for _ in range(2))
     storages = [{tensor.data_ptr() for tensor in network.state_dict().values()} for network in (first, second)]
     assert not storages[0] & storages[1]
 
@@ -191,7 +190,7 @@ def test_notes_say_what_was_taken_over_from_the_published_program():
 
 
 def test_how_logits_are_upsampled_can_be_said():
-    assert not EncoderDecoder(5, CaffeResNet(**TINY), align_corners=False).align_corners
+    assert not EncoderDecoder(5, CaffeResNet(**TINY), ASPP(), align_corners=False).align_corners
     with pytest.raises(ValueError, match="Take another head"):
         EncoderDecoder(5, CaffeResNet(**TINY), LevelScores())
 
@@ -202,7 +201,7 @@ def test_how_logits_are_upsampled_can_be_said():
 NETWORK = """
 class_path: EncoderDecoder
 init_args:
-  backbone: {class_path: TimmCNN, init_args: {name: resnet10t, output_stride: 16}}
+  backbone: {class_path: TimmPyramid, init_args: {name: resnet10t, output_stride: 16}}
   head: {class_path: ASPP, init_args: {dilations: [1, 3]}}
   auxiliary:
   - {head: ASPP, level: -2, weight: 0.4}

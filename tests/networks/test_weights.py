@@ -6,10 +6,12 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -198,17 +200,54 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+def test_safetensors_are_read(tmp_path):
+    safetensors.torch.save_file(dict(STUDENT), tmp_path / "weights.safetensors")
+    module = tiny_module()
+
+    load_weights(module, tmp_path / "weights.safetensors", min_share=1.0)
+
+    assert_equal_states(module, STUDENT)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(WeightsError, match=r"nowhere\.pth: found no such file, expected a file of weights"):
         read_weights(tmp_path / "nowhere.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
-def test_unreadable_file(tmp_path, content):
-    (tmp_path / "weights.pth").write_bytes(content)
+def test_a_file_is_looked_for_in_the_folder_of_weights(tmp_path, monkeypatch):
+    (tmp_path / "kept/resnets").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    save(dict(STUDENT), tmp_path / "kept/resnets")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("LIGHTNING_UDA_WEIGHTS", str(tmp_path / "kept"))
+    module = tiny_module()
 
-    with pytest.raises(WeightsError, match=r"weights\.pth: can't be read safely.*Expected a file written by torch"):
-        read_weights(tmp_path / "weights.pth")
+    load_weights(module, "resnets/weights.pth", min_share=1.0)
+
+    assert_equal_states(module, STUDENT)
+    with pytest.raises(WeightsError, match=r"^none\.pth: found no such file, nor one in the folder .*kept \(LIGHT"):
+        read_weights("none.pth")
+    save(dict(TEACHER), Path())
+    assert torch.equal(read_weights("weights.pth")["conv1.weight"], TEACHER["conv1.weight"])
+    monkeypatch.setenv("LIGHTNING_UDA_WEIGHTS", str(tmp_path / "gone"))
+    with pytest.raises(WeightsError, match=r"^LIGHTNING_UDA_WEIGHTS: found no folder .*gone\. Name one"):
+        read_weights("none.pth")
+
+
+def test_licences_are_those_that_packages_state():
+    assert weights.licence_of("package:timm") == metadata("timm")["License"]
+    assert weights.licence_of("package:no_such_weights") == "not stated by the file"
+    assert weights.licence_of("timm/file.pth") == "not stated by the file"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+@pytest.mark.parametrize("end", ["pth", "safetensors"])
+def test_unreadable_file(tmp_path, content, end):
+    path = tmp_path / f"weights.{end}"
+    path.write_bytes(content)
+
+    with pytest.raises(WeightsError, match=rf"weights\.{end}: can't be read safely.*Expected a file written by torch"):
+        read_weights(path)
 
 
 @pytest.mark.parametrize(

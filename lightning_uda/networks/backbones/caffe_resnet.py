@@ -64,6 +64,10 @@ class CaffeResNet(Backbone):
             levels.append(features)
         return tuple(levels)
 
+    def blocks(self) -> list[nn.Module]:
+        """The bottlenecks of all stages."""
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups "backbone_stem", "backbone_blocks" and "backbone_shortcuts" (DACS, as published)."""
         members: dict[str, list[nn.Parameter]] = {part: [] for part in _UPDATE_REPEATS}

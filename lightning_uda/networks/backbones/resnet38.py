@@ -70,6 +70,10 @@ class ResNet38(Backbone):
         """Activated output of level 7, (N, channels, h, w), of normalised (N, 3, H, W) inputs."""
         return (self.layers(inputs),)
 
+    def blocks(self) -> list[nn.Module]:
+        """The residual units."""
+        return [layer for layer in self.layers if isinstance(layer, _Unit | _BottleneckUnit)]
+
 
 class _Unit(nn.Module):
     """Two 3x3 convolutions, each after BatchNorm and ReLU, and a shortcut."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, cast
 
 import timm
 from torch import Tensor, nn
 
 from lightning_uda.networks.backbones.base import Backbone
-from lightning_uda.networks.base import InputNormalization
-from lightning_uda.networks.weights import WeightsError
+from lightning_uda.networks.backbones.timm_backbone import normalization_of, published_for
 
 _TORCHVISION = {"classifier.0.": "pre_logits.fc1.", "classifier.3.": "pre_logits.fc2."}
 
@@ -24,51 +24,52 @@ class VGG(Backbone):
 
     Args:
         name: A VGG of timm: "vgg16", "vgg11_bn", ...
-        pretrained: Whether timm fetches its ImageNet weights (needs the network or timm's cache), with those of the
+        pretrained: Whether it takes its ImageNet weights, from the folder of weights or the hub, with those of the
             hidden layers if `fc_channels` is 4096.
         fc_channels: Channels of the two hidden layers.
 
     Raises:
         ValueError: If it is no VGG of timm.
-        WeightsError: If weights can't be fetched.
+        WeightsError: If weights can't be had or don't fit.
     """
 
     saved_names: ClassVar[Mapping[str, str]] = {"backbone.": ""}
 
     def __init__(self, name: str = "vgg16", pretrained: bool = False, fc_channels: int = 4096) -> None:
-        vgg = _vgg(name, pretrained)
+        vgg = _vgg(name)
         pool3, pool4, pool5 = (level["num_chs"] for level in vgg.feature_info[2:5])
-        config = vgg.pretrained_cfg
         super().__init__(
-            InputNormalization([255 * value for value in config["mean"]], [255 * value for value in config["std"]]),
+            normalization_of(vgg.pretrained_cfg),
             strides=(8, 16, 32),
             channels=(pool3, pool4, fc_channels),
+            published=published_for(vgg.pretrained_cfg),
         )
         self.features = _rounding_up(vgg.features)
         self.pre_logits = _hidden_layers(pool5, fc_channels)
-        self.random_weights = not pretrained
-        fits = pretrained and vgg.pre_logits.fc2.out_channels == fc_channels
-        self._fetched_hidden_layers = vgg.pre_logits.state_dict() if fits else None
+        self._stages = _stages(self.features)
+        self._has_hidden_layers = False
+        if pretrained:
+            report = self.load_published(optional_prefixes=("pre_logits.",))
+            self._has_hidden_layers = "pre_logits.fc1.weight" in report.loaded
 
     def initialize(self) -> None:
-        """He's initialisation of the hidden layers, unless theirs were fetched."""
-        for module in self.pre_logits:
+        """He's initialisation of the hidden layers, unless they have pretrained weights."""
+        for module in () if self._has_hidden_layers else self.pre_logits:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(cast(Tensor, module.bias))
-        if self._fetched_hidden_layers is not None:
-            self.pre_logits.load_state_dict(self._fetched_hidden_layers)
-            self._fetched_hidden_layers = None
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Features of pool3, pool4 and the hidden layers, of normalised (N, 3, H, W) inputs."""
-        pooled = []
-        features = inputs
-        for layer in self.features:
-            features = layer(features)
-            if isinstance(layer, nn.MaxPool2d):
-                pooled.append(features)
+        pooled, features = [], inputs
+        for stage in self._stages:
+            features = stage(features)
+            pooled.append(features)
         return pooled[2], pooled[3], self.pre_logits(features)
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers up to each pooling, and the hidden layers."""
+        return [*self._stages, self.pre_logits]
 
     def translate(self, tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
         """A state dict of torchvision's VGG with timm's names and shapes; any other as it is."""
@@ -89,6 +90,13 @@ def _rounding_up(features: nn.Sequential) -> nn.Sequential:
     return features
 
 
+def _stages(features: nn.Sequential) -> list[nn.Sequential]:
+    """The layers up to each pooling; they stay those of `features`, under its names."""
+    layers = list(features)
+    ends = [index + 1 for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    return [nn.Sequential(*layers[start:end]) for start, end in pairwise([0, *ends])]
+
+
 def _hidden_layers(in_channels: int, channels: int) -> nn.Sequential:
     layers: list[tuple[str, nn.Module]] = [
         ("fc1", nn.Conv2d(in_channels, channels, 7, padding=3)),
@@ -101,17 +109,9 @@ def _hidden_layers(in_channels: int, channels: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
-def _vgg(name: str, pretrained: bool) -> Any:
+def _vgg(name: str) -> Any:
     known = timm.list_models("vgg*")
     if name.split(".")[0] not in known:
         raise ValueError(f"Backbone {name!r}: FCN8s needs a VGG of timm, one of {', '.join(known)}.")
-    if not pretrained:
-        one_channel = 1 / 4096  # of hidden layers that nobody uses
-        return timm.create_model(name, pretrained=False, num_classes=0, mlp_ratio=one_channel)
-    try:
-        return timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:
-        raise WeightsError(
-            f"Backbone {name!r}: timm couldn't get its ImageNet weights ({type(error).__name__}: {error}). Check the "
-            "connection, or download the state dict elsewhere and give its path as `weights` with pretrained=False."
-        ) from error
+    one_channel = 1 / 4096  # of hidden layers that nobody uses
+    return timm.create_model(name, pretrained=False, num_classes=0, mlp_ratio=one_channel)
