@@ -15,6 +15,7 @@ Size = tuple[int, int]
 """Height and width."""
 
 Interpolation = Literal["bilinear", "bicubic"]
+LabelSampling = Literal["nearest", "corner_nearest"]
 UInt8 = npt.NDArray[np.uint8]
 
 
@@ -62,6 +63,27 @@ def resize_labels(mask: Tensor, size: Size) -> Tensor:
         nearest_indices(have, want).to(mask.device) for have, want in zip(mask.shape[-2:], size, strict=True)
     )
     return mask[..., rows[:, None], columns]
+
+
+def subsample(mask: Tensor, size: Size, sampling: LabelSampling = "nearest") -> Tensor:
+    """Labels at the size of features, by picking pixels.
+
+    Args:
+        mask: Labels of any integer type, (N, H, W).
+        size: Height and width wanted.
+        sampling: "nearest" takes pixel floor(i H / h), as PyTorch's nearest neighbour does, "corner_nearest" the one
+            that lies where logits with aligned corners do, round(i (H - 1) / (h - 1)).
+
+    Returns:
+        (N, *size), of the same type and on the same device.
+    """
+    rows, columns = (
+        torch.arange(want, device=mask.device) * have // want
+        if sampling == "nearest"
+        else torch.linspace(0, have - 1, want, device=mask.device).round().long()
+        for have, want in zip(size_of(mask), size, strict=True)
+    )
+    return mask[:, rows[:, None], columns]
 
 
 @lru_cache(maxsize=64)

@@ -103,12 +103,14 @@ class View:
         labels: What was taught, or goes with the images; several where pixels have several labels (a soft paste).
         opacity: Opacity of the pasted pixels, (N, H, W), bool or float in [0, 1]; `None` where nothing was pasted.
         outputs: What the student made of them; `None` in views that are kept for pictures, or only offered.
+        confidence: That of a teacher in its labels, float (N, H, W); `None` where no teacher labelled the images.
     """
 
     image: Tensor
     labels: Sequence[Taught] = ()
     opacity: Tensor | None = None
     outputs: Outputs | None = None
+    confidence: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -127,7 +129,9 @@ class View:
 
     def for_pictures(self) -> View:
         """The view without what takes memory: the student's outputs, and soft labels."""
-        return replace(self, outputs=None, labels=[part for part in self.labels if isinstance(part, Labels)])
+        return replace(
+            self, outputs=None, confidence=None, labels=[part for part in self.labels if isinstance(part, Labels)]
+        )
 
     @property
     def _outputs(self) -> Outputs:
@@ -184,12 +188,16 @@ class Step:
         if not labels:
             raise ValueError(f"Step.learn: found no labels for {name!r}; show images without teaching by Step.look.")
         view = self.look(name, image, *labels, opacity=opacity)
-        main, *others = view.classifiers
-        for_others = labels if auxiliary is None else (auxiliary,)
-        parts = [self._loss(main, labels, size_of(image))]
-        parts += [self._loss(part, for_others, size_of(image)) for part in others]
-        self.add_loss(name, reduce(add, parts))
+        self.add_loss(name, self.cost(view, auxiliary=auxiliary))
         return view
+
+    def cost(self, view: View, auxiliary: Taught | None = None) -> Tensor:
+        """The loss, a scalar, of what a view that the student saw has for labels; see `learn`."""
+        main, *others = view.classifiers
+        for_others = view.labels if auxiliary is None else (auxiliary,)
+        parts = [self._loss(main, view.labels, size_of(view.image))]
+        parts += [self._loss(part, for_others, size_of(view.image)) for part in others]
+        return reduce(add, parts)
 
     def look(self, name: str, image: Tensor, *labels: Taught, opacity: Tensor | None = None) -> View:
         """Shows images to the student without teaching it; gradients flow to whatever a term makes of the view.
@@ -206,13 +214,28 @@ class Step:
         self.offer(name, image, *labels, opacity=opacity)
         return self._show(name)
 
-    def offer(self, name: str, image: Tensor, *labels: Taught, opacity: Tensor | None = None) -> None:
-        """Has images ready for terms, which may show them to the student; arguments and errors as in `look`."""
+    def offer(
+        self,
+        name: str,
+        image: Tensor,
+        *labels: Taught,
+        opacity: Tensor | None = None,
+        confidence: Tensor | None = None,
+    ) -> None:
+        """Has images ready for terms, which may show them to the student; arguments and errors as in `look`.
+
+        Args:
+            name: Of the view.
+            image: RGB (N, 3, H, W), uint8 or float in [0, 1].
+            *labels: What goes with the images.
+            opacity: As in `View`.
+            confidence: As in `View`.
+        """
         if name in self.views:
             raise ValueError(
                 f"Found a second view {name!r} in a step that has {sorted(self.views)}; rename one of them."
             )
-        self.views[name] = View(image, labels, opacity)
+        self.views[name] = View(image, labels, opacity, confidence=confidence)
 
     def seen(self, name: str) -> View:
         """A view with what the student makes of it, which is shown an offered one at the first call.
@@ -309,6 +332,10 @@ class Term(nn.Module):
 
     def prepare(self, network: SegmentationNetwork) -> None:
         """Makes what depends on the network; called once, before training."""
+
+    def notes(self) -> list[str]:
+        """What a reader of a run's report should know of the term, a sentence each; see `UDAModule.notes`."""
+        return []
 
     def forward(self, step: Step) -> Tensor:
         """The term without its weight, a scalar."""

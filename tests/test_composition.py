@@ -8,7 +8,17 @@ import yaml
 
 from lightning_uda.cli import run_trainer
 from lightning_uda.commands.sweep import read_sweep
-from lightning_uda.methods import DACS, DSP, EHTDI, AdaBN, MeanTeacher, NaiveClassMix, SelfTraining, SourceOnly
+from lightning_uda.methods import (
+    DACS,
+    DSP,
+    EHTDI,
+    AdaBN,
+    DAFormer,
+    MeanTeacher,
+    NaiveClassMix,
+    SelfTraining,
+    SourceOnly,
+)
 from lightning_uda.report import report
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +50,7 @@ def fit(folder, config, options):
             ["feature", "htcm", "source", "source_mixed", "target_mixed"],
         ),
         ("dacs_htcm", "", ["htcm", "mixed", "source"]),
+        ("dacs", "--model.terms.mic MaskedConsistency --model.terms.mic.patch 16", ["mic", "mixed", "source"]),
         ("dacs", "--model.terms.picl PixelContrast", ["mixed", "picl", "source"]),
         ("dsp_procl", "", ["feature", "procl", "source", "source_mixed", "target_mixed"]),
     ],
@@ -90,7 +101,9 @@ def test_terms_can_be_swept(tmp_path, capsys):
 COMMON = ["network", "label_space", "optimizer", "schedule", "inference", "seed", "scoring", "terms", "init_from"]
 
 
-@pytest.mark.parametrize("method", [SourceOnly, AdaBN, MeanTeacher, NaiveClassMix, DACS, DSP, EHTDI, SelfTraining])
+@pytest.mark.parametrize(
+    "method", [SourceOnly, AdaBN, MeanTeacher, NaiveClassMix, DACS, DAFormer, DSP, EHTDI, SelfTraining]
+)
 def test_every_method_shows_the_arguments_of_the_base(method, capsys):
     with pytest.raises(SystemExit):
         run_trainer(["fit", "--model.help", method.__name__])

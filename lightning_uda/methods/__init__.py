@@ -3,6 +3,7 @@
 from lightning_uda.methods.ada_bn import AdaBN
 from lightning_uda.methods.base import TeacherModule, UDAModule
 from lightning_uda.methods.dacs import DACS
+from lightning_uda.methods.daformer import DAFormer
 from lightning_uda.methods.dsp import DSP
 from lightning_uda.methods.ehtdi import EHTDI
 from lightning_uda.methods.mean_teacher import MeanTeacher
@@ -15,6 +16,7 @@ __all__ = [
     "DSP",
     "EHTDI",
     "AdaBN",
+    "DAFormer",
     "MeanTeacher",
     "NaiveClassMix",
     "SelfTraining",

@@ -266,7 +266,7 @@ class UDAModule(LightningModule):
                     f"(batch_norm: {network.batch_norm}), as they should be with trained weights only. Give it weights "
                     "(--model.network.weights FILE), or train its BatchNorm (--model.network.batch_norm train)."
                 )
-        return notes
+        return [*notes, *(note for term in cast(Mapping[str, Term], self.terms).values() for note in term.notes())]
 
     def has_callback(self, kind: type[Callback]) -> bool:
         """Whether the trainer has a callback of a kind already."""

@@ -61,4 +61,5 @@ class DACS(TeacherModule):
 
         step.learn("mixed", image, Labels(mask, weights, "all"), opacity=paste_mask)
         step.offer("mixed_weak", plain, opacity=paste_mask)
+        step.offer("target", target["image"], Labels(pseudo_labels), confidence=confidence)
         step.log["lambda"] = partial(unpasted_mean, weights, paste_mask)

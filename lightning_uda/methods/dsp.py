@@ -111,6 +111,7 @@ class DSP(TeacherModule):
         step.learn("source_mixed", source_mixed, *source_labels, opacity=opacity)
         for name, image in zip(("target_mixed_weak", "source_mixed_weak"), images.chunk(2), strict=True):
             step.offer(name, image, opacity=opacity)
+        step.offer("target", target_image, Labels(pseudo_labels), confidence=confidence)
         step.log["lambda"] = pixel_weights.mean
         if self.long_tail_k:
             step.log["tail_classes"] = partial(tail_classes, step.batch["tail"]["mask"])

@@ -97,7 +97,13 @@ def paste_mask_of(mask: Tensor, chosen: Tensor) -> Tensor:
     return chosen.gather(1, mask.flatten(1).long()).view_as(mask)
 
 
-def class_mix(mask: Tensor, generator: torch.Generator | None = None, *, include_ignore: bool = True) -> Tensor:
+def class_mix(
+    mask: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    include_ignore: bool = True,
+    of_batch: bool = False,
+) -> Tensor:
     """Paste mask of half of each image's classes (DACS, Algorithm 1, line "randomly select half of the classes").
 
     Args:
@@ -105,12 +111,17 @@ def class_mix(mask: Tensor, generator: torch.Generator | None = None, *, include
         generator: Source of randomness, on the CPU.
         include_ignore: Whether void may be chosen, as in the published program; without it an image that holds
             nothing but void gives an empty mask.
+        of_batch: Whether each image's classes are half of those of the whole batch, of which it may lack some
+            (DAFormer's program).
 
     Returns:
         bool (N, H, W); true where the image is to be pasted.
     """
     mask = mask.long()  # once for both
-    return paste_mask_of(mask, choose_half(class_presence(mask, include_ignore=include_ignore), generator))
+    presence = class_presence(mask, include_ignore=include_ignore)
+    if of_batch:
+        presence = presence.any(dim=0, keepdim=True).expand_as(presence)
+    return paste_mask_of(mask, choose_half(presence, generator))
 
 
 def paste(foreground: Tensor, background: Tensor, paste_mask: Tensor) -> Tensor:

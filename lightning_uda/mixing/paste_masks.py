@@ -34,14 +34,17 @@ class ClassMask(PasteMask):
     Args:
         include_ignore: Whether void counts as a class that may be pasted, as in DACS's published program; without it
             an image that holds nothing but void gives an empty mask.
+        of_batch: Whether each image's classes are half of those of the whole batch, of which it may lack some
+            (DAFormer's program).
     """
 
-    def __init__(self, include_ignore: bool = True) -> None:
+    def __init__(self, include_ignore: bool = True, of_batch: bool = False) -> None:
         self.include_ignore = include_ignore
+        self.of_batch = of_batch
 
     def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `class_mix`."""
-        return class_mix(mask, generator, include_ignore=self.include_ignore)
+        return class_mix(mask, generator, include_ignore=self.include_ignore, of_batch=self.of_batch)
 
 
 class ClassPool(PasteMask):

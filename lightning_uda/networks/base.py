@@ -65,6 +65,12 @@ class InputNormalization(nn.Module):
             image = image.flip(1)
         return (image * 255 - self.mean) / self.std
 
+    @property
+    def mean_colour(self) -> Tensor:
+        """The RGB colour in [0, 1] that becomes zero, (1, 3, 1, 1)."""
+        mean = self.mean / 255
+        return mean.flip(1) if self.channel_order == "bgr" else mean
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves to another device, but keeps float32 where all weights are brought to a 16-bit type."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -127,6 +133,10 @@ class SegmentationNetwork(nn.Module, ABC):
     @abstractmethod
     def outputs(self, image: Tensor) -> Outputs:
         """All that is to be taught, of RGB images (N, 3, H, W) in [0, 1], and the feature levels."""
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Feature levels, fine to coarse, of RGB images (N, 3, H, W) in [0, 1]."""
+        return self.outputs(image).features
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -2,6 +2,16 @@
 
 from lightning_uda.terms.confident_paste import ConfidentPaste
 from lightning_uda.terms.contrast import PixelContrast, PrototypeContrast
+from lightning_uda.terms.feature_distance import FeatureDistance
 from lightning_uda.terms.feature_mmd import FeatureMMD, mmd
+from lightning_uda.terms.masked_consistency import MaskedConsistency
 
-__all__ = ["ConfidentPaste", "FeatureMMD", "PixelContrast", "PrototypeContrast", "mmd"]
+__all__ = [
+    "ConfidentPaste",
+    "FeatureDistance",
+    "FeatureMMD",
+    "MaskedConsistency",
+    "PixelContrast",
+    "PrototypeContrast",
+    "mmd",
+]

@@ -11,10 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.precision import full_precision
-from lightning_uda.resize import Size, size_of
+from lightning_uda.resize import LabelSampling, size_of, subsample
 from lightning_uda.step import Labels, Step, Term
-
-Sampling = Literal["nearest", "corner_nearest"]
 
 
 class ViewContrast(Term):
@@ -123,7 +121,7 @@ class PrototypeContrast(ViewContrast):
         scale: float = 7.0,
         weight: float = 0.01,
         images: Literal["all", "first"] = "all",
-        sampling: Sampling = "nearest",
+        sampling: LabelSampling = "nearest",
     ) -> None:
         super().__init__(between, scale, weight)
         if not 0 <= tau <= 1:
@@ -131,7 +129,7 @@ class PrototypeContrast(ViewContrast):
         self.of = self.between[1] if of is None else of
         self.tau = tau
         self.images = images
-        self.sampling: Sampling = sampling
+        self.sampling: LabelSampling = sampling
 
     def forward(self, step: Step) -> Tensor:
         """L_pro, a scalar: the mean over the prototypes of each image, then over images."""
@@ -154,17 +152,6 @@ class PrototypeContrast(ViewContrast):
         if view.opacity is None or not isinstance(taught, Labels):
             return predicted
         return torch.where(view.opacity > 0, taught.mask.long(), predicted)
-
-
-def subsample(mask: Tensor, size: Size, sampling: Sampling = "nearest") -> Tensor:
-    """Labels (N, H, W) at a smaller size (N, *size), by picking pixels; see `PrototypeContrast`."""
-    rows, columns = (
-        torch.arange(want, device=mask.device) * have // want
-        if sampling == "nearest"
-        else torch.linspace(0, have - 1, want, device=mask.device).round().long()
-        for have, want in zip(size_of(mask), size, strict=True)
-    )
-    return mask[:, rows[:, None], columns]
 
 
 def membership(labels: Tensor, num_classes: int) -> Tensor:

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from lightning_uda.networks.base import Classifier, Outputs
+from lightning_uda.resize import subsample
 from lightning_uda.step import Labels, Step, View
 from lightning_uda.terms import PixelContrast, PrototypeContrast
-from lightning_uda.terms.contrast import membership, pixel_contrast, prototype_contrast, prototypes, subsample
+from lightning_uda.terms.contrast import membership, pixel_contrast, prototype_contrast, prototypes
 from tests.fixtures.tiny import tiny_network
 from tests.methods.test_dacs import Replay
 
