@@ -194,7 +194,9 @@ HEADS = [
 
 @pytest.mark.parametrize("other", range(3))
 @pytest.mark.parametrize(
-    "path", [p for p in sorted((CONFIGS / "network").glob("*.yaml")) if read(p)["class_path"] == "EncoderDecoder"]
+    "path",
+    [p for p in sorted((CONFIGS / "network").glob("*.yaml")) if read(p)["class_path"] == "EncoderDecoder"],
+    ids=lambda path: path.stem,
 )
 def test_of_an_earlier_network_nothing_shines_through(path, other, tmp_path):
     """A setting that a file doesn't name would be taken over from the network of the experiment that it replaces."""

@@ -51,8 +51,8 @@ class EncoderDecoder(SegmentationNetwork):
         min_loaded: Share (0-1) of the tensors outside the classifiers that `weights` has to provide.
         align_corners: How logits are upsampled for the losses; `None` leaves it to the head.
         checkpointing: Whether the backbone's blocks forget what they computed inside and compute it again in the
-            backward pass, which takes a third more time and much less memory. Gradients and running statistics stay
-            the same.
+            backward pass, which costs a further forward pass and saves much memory. Gradients and running statistics
+            stay the same.
 
     Raises:
         ValueError: If the head's settings don't go with the backbone's levels, an auxiliary reads one that isn't
