@@ -64,6 +64,18 @@ _QUIET = (
 )
 
 
+_READABLE = (
+    DatasetError,
+    WeightsError,
+    OSError,
+    ValueError,
+    FloatingPointError,
+    MisconfigurationException,
+    UnpicklingError,
+)
+"""Errors whose message tells the user what to mend; others are the program's own faults and show where they arose."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; ends with a one-message error and exit status 1 where the user can mend the cause.
 
@@ -78,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
             run_trainer(arguments, _epilog())
         elif (status := COMMANDS[words].function()(arguments[len(words.split()) :])) is not None:
             sys.exit(status)
-    except (DatasetError, WeightsError, OSError, ValueError, MisconfigurationException, UnpicklingError) as error:
+    except _READABLE as error:
         if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
             raise
         sys.exit(readable(error))

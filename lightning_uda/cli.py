@@ -27,7 +27,7 @@ import lightning_uda.methods
 import lightning_uda.networks
 import lightning_uda.optim
 import lightning_uda.terms  # noqa: F401  importing the rooms makes their classes known by their short names
-from lightning_uda.callbacks import IoUTable, PredictionWriter, StepProgressBar
+from lightning_uda.callbacks import FiniteCheck, IoUTable, PredictionWriter, StepProgressBar
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
@@ -100,7 +100,7 @@ class UDACLI(LightningCLI):
             _require_checkpoint(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the CSV logger, the progress bar and the IoU table to what the config asks for."""
+        """Adds the CSV logger, the check of losses, progress bar and IoU table to what the config asks for."""
         run = self.config_init[self.subcommand] if self.subcommand else self.config_init
         config = run["trainer"]
         loggers = config.get("logger")
@@ -110,8 +110,9 @@ class UDACLI(LightningCLI):
         callbacks: list[Callback] = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
             callbacks.append(StepProgressBar())
-        if not _any(callbacks, IoUTable):
-            callbacks.append(IoUTable())
+        for always in (IoUTable, FiniteCheck):
+            if not _any(callbacks, always):
+                callbacks.append(always())
         if self.subcommand == "predict" and not _any(callbacks, PredictionWriter):
             callbacks.append(PredictionWriter(Path(csv.log_dir) / "predictions"))
         if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:

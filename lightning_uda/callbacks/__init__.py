@@ -1,8 +1,9 @@
-"""What crosses methods: the teacher's update, pictures, tables, predictions, progress."""
+"""What crosses methods: the teacher's update, pictures, tables, predictions, progress, and stopping in time."""
 
 from lightning_uda.callbacks.adapt_batch_norm import AdaptBatchNorm
 from lightning_uda.callbacks.alignment_prior import AlignmentPrior
 from lightning_uda.callbacks.ema_teacher import EMATeacher
+from lightning_uda.callbacks.finite_check import FiniteCheck
 from lightning_uda.callbacks.image_panels import ImagePanels
 from lightning_uda.callbacks.iou_table import IoUTable
 from lightning_uda.callbacks.long_tail import LongTailStatistics
@@ -22,6 +23,7 @@ __all__ = [
     "CityscapesLabelIds",
     "Colors",
     "EMATeacher",
+    "FiniteCheck",
     "ImagePanels",
     "IoUTable",
     "LongTailStatistics",

@@ -73,6 +73,9 @@ class UDAModule(LightningModule):
     last_views: Mapping[str, View] = {}
     """What the student saw in the last training step, without what it made of it; for pictures."""
 
+    last_losses: Mapping[str, Tensor] = {}
+    """The losses of a training step by name, for callbacks at its end; their sum was minimised."""
+
     student: SegmentationNetwork
 
     _started_at_random = False  # this run, or an earlier one that it goes on from, as a checkpoint says
@@ -154,7 +157,12 @@ class UDAModule(LightningModule):
         loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
         self.last_views = {name: view.for_pictures() for name, view in step.views.items() if view.outputs is not None}
+        self.last_losses = step.losses
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Forgets the losses, which hold the graph that they came from."""
+        self.last_losses = {}
 
     def on_train_end(self) -> None:
         """Forgets what the student saw last, which takes memory; notes in the run folder if the run stopped early."""
