@@ -8,18 +8,17 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins import CheckpointIO
 
 import lightning_uda.callbacks
 import lightning_uda.datasets
@@ -28,10 +27,12 @@ import lightning_uda.networks
 import lightning_uda.optim
 import lightning_uda.terms  # noqa: F401  importing the rooms makes their classes known by their short names
 from lightning_uda.callbacks import FiniteCheck, IoUTable, PredictionWriter, StepProgressBar
+from lightning_uda.checkpoints import CheckpointError, Found, damage_of, previous_of, require_checkpoint
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
+from lightning_uda.resuming import CheckpointFiles
 
 _log = logging.getLogger(__name__)
 _load_yaml = get_loader("yaml")
@@ -92,12 +93,23 @@ class UDACLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, and refuses a `ckpt_path` that is no checkpoint."""
+        """Parses, and refuses a `ckpt_path` that is no checkpoint.
+
+        Raises:
+            CheckpointError: If it is damaged. `fit` goes on from the one before, if that is whole.
+            ValueError: If `weights_only` is to be switched off.
+        """
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
-        path = self.config[command].get("ckpt_path") if command else None
-        if path and Path(path).is_file():
-            _require_checkpoint(path)
+        if not command:
+            return
+        run = self.config[command]
+        if run.get("weights_only") is False:
+            raise ValueError(
+                "weights_only: found false, but checkpoints are read without running code of theirs. Leave it out."
+            )
+        if (path := run.get("ckpt_path")) and Path(path).is_file():
+            run["ckpt_path"] = str(self._usable(Path(path), command).path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the CSV logger, the check of losses, progress bar and IoU table to what the config asks for."""
@@ -117,7 +129,23 @@ class UDACLI(LightningCLI):
             callbacks.append(PredictionWriter(Path(csv.log_dir) / "predictions"))
         if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:
             _log.warning("no --ckpt_path: the network is run as it was made, untrained unless it was given weights")
-        return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, **kwargs)
+        given = config.get("plugins") or []
+        plugins = given if isinstance(given, list) else [given]
+        if not _any(plugins, CheckpointIO):
+            plugins = [*plugins, CheckpointFiles()]
+        return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, plugins=plugins, **kwargs)
+
+    def _usable(self, path: Path, command: str) -> Found:
+        """A checkpoint, or the one before where it is damaged and training goes on from it."""
+        try:
+            return require_checkpoint(path)
+        except CheckpointError as error:
+            before = previous_of(path)
+            if command != "fit" or not before.is_file() or damage_of(path) is None:
+                raise
+            found = require_checkpoint(before)
+            _log.warning("%s It is used, of step %d.", error, found.step)
+            return found
 
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""
@@ -171,20 +199,5 @@ def cause(error: BaseException) -> BaseException:
     return error
 
 
-def _require_checkpoint(path: str) -> None:
-    wanted = {"state_dict", "global_step", "pytorch-lightning_version"}
-    try:
-        found = set(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: can't be read as a checkpoint ({type(error).__name__}). Give one of a run."
-        ) from error
-    if not wanted <= found:
-        raise ValueError(
-            f"{path}: no checkpoint of a run (it lacks {sorted(wanted - found)}). Give one from a run's `checkpoints` "
-            "folder; published weights go to --model.network.weights."
-        )
-
-
-def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
-    return any(isinstance(callback, kind) for callback in callbacks)
+def _any(parts: Sequence[object], kind: type) -> bool:
+    return any(isinstance(part, kind) for part in parts)
