@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import yaml
 from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 
 import lightning_uda.callbacks
@@ -26,13 +27,21 @@ import lightning_uda.methods
 import lightning_uda.networks
 import lightning_uda.optim
 import lightning_uda.terms  # noqa: F401  importing the rooms makes their classes known by their short names
-from lightning_uda.callbacks import FiniteCheck, IoUTable, PredictionWriter, StepProgressBar
+from lightning_uda.callbacks import (
+    FiniteCheck,
+    IoUTable,
+    PredictionWriter,
+    StepProgressBar,
+    StopSignals,
+    StopWithCheckpoint,
+)
 from lightning_uda.checkpoints import CheckpointError, Found, damage_of, previous_of, require_checkpoint
 from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.files import free_name
 from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
-from lightning_uda.resuming import CheckpointFiles
+from lightning_uda.resuming import CheckpointFiles, RunLogger, newest_of_run
 
 _log = logging.getLogger(__name__)
 _load_yaml = get_loader("yaml")
@@ -64,12 +73,28 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the resolved config as `config.yaml` in the run folder, and hands it to the loggers."""
+    """Saves the resolved config as `config.yaml` in the run folder, and hands it to the loggers.
+
+    A run that goes on in its folder keeps its config; if it goes on with another one, the old is kept as
+    `config.1.yaml`.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Saves the config."""
+        logger = trainer.logger
+        before, kept = Path(trainer.log_dir or "") / self.config_filename, None
+        if isinstance(logger, RunLogger) and logger.resumed is not None:
+            self.config["ckpt_path"] = None  # so that the file starts the run anew, as it did
+            if trainer.is_global_zero and before.is_file():
+                kept = before.rename(free_name(before))
+        super().setup(trainer, pl_module, stage)
+        if kept is not None and kept.read_bytes() == before.read_bytes():
+            kept.unlink()
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Logs the config as hyper-parameters with every logger but the CSV one, whose folder holds the file."""
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):
+            if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(self.config.as_dict())
 
 
@@ -79,12 +104,22 @@ class UDACLI(LightningCLI):
     `data.label_space` goes to the method and, as `num_classes`, to the network; `seed_everything` to both as `seed`.
     Every run has a folder `<output>/<name>/version_<n>` of its own with `config.yaml` and `metrics.csv`; loggers given
     by `--trainer.logger` come on top.
+
+    `--ckpt_path last`, or `--resume`, stands for the newest checkpoint of the run; `fit` then goes on in its folder.
     """
+
+    resumed: Found | None = None
+    """The checkpoint of the run itself that it goes on from."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's name and folder and the links."""
         parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder below `output`.")
         parser.add_argument("--output", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="Go on from the newest whole checkpoint of the run's latest version; short for --ckpt_path last.",
+        )
         parser.link_arguments("data.init_args.label_space", "model.init_args.label_space")
         parser.link_arguments(
             "data.init_args.label_space", "model.init_args.network.init_args.num_classes", compute_fn=num_classes
@@ -103,21 +138,30 @@ class UDACLI(LightningCLI):
         command = self.config.get("subcommand")
         if not command:
             return
+        self.arguments = [str(argument) for argument in args]
         run = self.config[command]
         if run.get("weights_only") is False:
             raise ValueError(
                 "weights_only: found false, but checkpoints are read without running code of theirs. Leave it out."
             )
-        if (path := run.get("ckpt_path")) and Path(path).is_file():
-            run["ckpt_path"] = str(self._usable(Path(path), command).path)
+        if run["resume"] or run["ckpt_path"] == "last":
+            self.resumed = newest_of_run(Path(run["output"]) / run["name"])
+            run["resume"], run["ckpt_path"] = False, str(self.resumed.path)
+            found: Found | None = self.resumed
+        else:
+            path = run["ckpt_path"]
+            found = self._usable(Path(path), command) if path and Path(path).is_file() else None
+        if found is not None:
+            run["ckpt_path"] = str(found.path)
+            _say_where_it_starts(found, command, run["trainer"]["max_steps"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the CSV logger, the check of losses, progress bar and IoU table to what the config asks for."""
+        """Adds to what the config asks for: CSV logger, checkpoint files, progress bar, IoU table, checks, signals."""
         run = self.config_init[self.subcommand] if self.subcommand else self.config_init
         config = run["trainer"]
         loggers = config.get("logger")
         extra: list[Logger] = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
-        csv = CSVLogger(run["output"], run["name"], flush_logs_every_n_steps=10)
+        csv = RunLogger(run["output"], run["name"], self.resumed if self.subcommand == "fit" else None)
         given = config.get("callbacks") or []
         callbacks: list[Callback] = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
@@ -129,11 +173,28 @@ class UDACLI(LightningCLI):
             callbacks.append(PredictionWriter(Path(csv.log_dir) / "predictions"))
         if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:
             _log.warning("no --ckpt_path: the network is run as it was made, untrained unless it was given weights")
+        if config.get("enable_checkpointing") is False:
+            callbacks.append(StopSignals(self._go_on()))
+        else:
+            callbacks += [
+                *([] if _any(callbacks, Checkpoint) else [ModelCheckpoint()]),
+                StopWithCheckpoint(self._go_on()),
+            ]
         given = config.get("plugins") or []
         plugins = given if isinstance(given, list) else [given]
         if not _any(plugins, CheckpointIO):
             plugins = [*plugins, CheckpointFiles()]
         return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, plugins=plugins, **kwargs)
+
+    def _go_on(self) -> str:
+        """The command that goes on with the run."""
+        kept, words = [], iter(self.arguments)
+        for word in words:
+            if word == "--ckpt_path":
+                next(words, None)
+            elif word != "--resume" and not word.startswith("--ckpt_path="):
+                kept.append(word)
+        return shlex.join(["lightning-uda", *kept, "--ckpt_path", "last"])
 
     def _usable(self, path: Path, command: str) -> Found:
         """A checkpoint, or the one before where it is damaged and training goes on from it."""
@@ -197,6 +258,18 @@ def cause(error: BaseException) -> BaseException:
     while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _say_where_it_starts(found: Found, command: str, max_steps: int | None) -> None:
+    if command == "fit" and max_steps is not None and 0 < max_steps <= found.step:
+        _log.warning(
+            "the run is finished: %s is of step %d, and trainer.max_steps is %d; nothing is left to train",
+            *(found.path, found.step, max_steps),
+        )
+    elif command == "fit":
+        _log.info("going on from step %d: %s", found.step, found.path)
+    else:
+        _log.info("the checkpoint is of step %d: %s", found.step, found.path)
 
 
 def _any(parts: Sequence[object], kind: type) -> bool:

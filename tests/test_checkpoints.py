@@ -93,9 +93,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(last, kind, caplog):
     damage(last, kind)
     assert newest_checkpoint(last.parent) == (previous_of(last), 1)
     assert f"{last} is passed over: it is" in caplog.text
-    with pytest.raises(
-        CheckpointError, match=rf"{last}: can't be read as a checkpoint: it is.*\({'it' if 0 else ''}"
-    ) as error:
+    with pytest.raises(CheckpointError, match=rf"{last}: can't be read as a checkpoint: it is") as error:
         read_checkpoint(last)
     assert f"The one before is whole: {previous_of(last)}." in str(error.value)
     damage(previous_of(last), kind)
@@ -266,7 +264,7 @@ def test_no_code_runs_whatever_the_address(served, tmp_path, capsys):
             message = error_of(stage, "--config", config, "--ckpt_path", place)
             assert f"{place}: can't be read as a checkpoint (UnpicklingError: it needs the code of" in message
     assert not trap.exists()
-    assert "is never" not in error_of("validate", "--config", config, "--weights_only", "false")
+    assert "weights_only: found false" in error_of("validate", "--config", config, "--weights_only", "false")
     assert not trap.exists()
 
 
