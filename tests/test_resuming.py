@@ -229,3 +229,25 @@ def test_only_checkpoints_that_a_run_can_go_on_from_count(tmp_path):
     write_checkpoint(weights, run / "checkpoints/weights.ckpt")
     main(["fit", "--config", config, "--resume"])
     assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "4"]
+
+
+def test_of_several_processes_all_stop_where_one_gets_a_signal_and_go_on(tmp_path):
+    config = config_of(tmp_path, "DACS")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lightning_uda"]
+    command = [*launch, "fit", "--config", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+    def run(*options):
+        return subprocess.run(
+            [sys.executable, *command, *options], cwd=ROOT, capture_output=True, text=True, timeout=200
+        )
+
+    result = run(*signal_at("on_before_zero_grad", 2, signal.SIGTERM, rank=1))
+    assert result.returncode != 0
+    assert "Stopped by SIGTERM, after step 3 of 4." in result.stdout, result.stderr
+    assert "exitcode  : 143" in result.stderr
+    checkpoints = tmp_path / "DACS/version_0/checkpoints"
+    assert read_checkpoint(checkpoints / "stopped.ckpt")["global_step"] == 3
+    result = run("--resume")
+    assert result.returncode == 0, result.stderr
+    assert read_checkpoint(checkpoints / "last.ckpt")["global_step"] == 4
+    assert [row["step"] for row in read_rows(checkpoints.parent / "iou.csv")] == ["2", "4"]
