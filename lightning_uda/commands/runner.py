@@ -69,8 +69,8 @@ class Runner:
 
     A point is done if a run folder of its name holds a stamp with its arguments, which it gets when the run has ended
     well, at its last step; it is trained again, beside the old run, where arguments differ (changes inside config files
-    aren't noticed). A training that a signal stopped goes on from its newest checkpoint. A point that fails is passed over,
-    and so are those that start from it. Of two runners, the second waits for a point that the first is training.
+    aren't noticed). A training that a signal stopped goes on from its newest checkpoint. A point that fails is passed
+    over, and so are those that start from it. Of two runners, the second waits for a point that the first is training.
 
     Args:
         title: Heading of every point on the console.

@@ -258,7 +258,8 @@ class UDAModule(LightningModule):
         if folder is not None:
             path = Path(folder) / NOTES_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
-            before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []  # of a run that goes on
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []  # of a run that goes on
+            before = [line for line in lines if not line.startswith(STOPPED_EARLY)]
             path.write_text("".join(f"{note}\n" for note in dict.fromkeys([*before, *notes])), encoding="utf-8")
 
     def notes(self) -> list[str]:
