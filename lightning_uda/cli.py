@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,11 @@ class UDACLI(LightningCLI):
     `--ckpt_path last`, or `--resume`, stands for the newest checkpoint of the run; `fit` then goes on in its folder.
     """
 
+    arguments: Sequence[str] = ()
+    """The command line, where the run was started by one."""
+
     resumed: Found | None = None
-    """The checkpoint of the run itself that it goes on from."""
+    """The checkpoint of the run itself that `--resume` stands for."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's name and folder and the links."""
@@ -138,7 +142,7 @@ class UDACLI(LightningCLI):
         command = self.config.get("subcommand")
         if not command:
             return
-        self.arguments = [str(argument) for argument in args]
+        self.arguments = args if isinstance(args, list) else sys.argv[1:]
         run = self.config[command]
         if run.get("weights_only") is False:
             raise ValueError(
@@ -146,11 +150,10 @@ class UDACLI(LightningCLI):
             )
         if run["resume"] or run["ckpt_path"] == "last":
             self.resumed = newest_of_run(Path(run["output"]) / run["name"])
-            run["resume"], run["ckpt_path"] = False, str(self.resumed.path)
-            found: Found | None = self.resumed
-        else:
-            path = run["ckpt_path"]
-            found = self._usable(Path(path), command) if path and Path(path).is_file() else None
+            run["resume"] = False
+        path, found = run["ckpt_path"], self.resumed
+        if found is None and path and Path(path).is_file():
+            found = self._usable(Path(path), command)
         if found is not None:
             run["ckpt_path"] = str(found.path)
             _say_where_it_starts(found, command, run["trainer"]["max_steps"])
