@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_uda.callbacks import exit_on_signals
 from lightning_uda.cli import readable, run_trainer
 from lightning_uda.data.dataset import DatasetError
 from lightning_uda.networks import WeightsError
@@ -60,8 +61,21 @@ _QUIET = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the streams start at the trainer's step
     ".*isinstance.treespec, LeafSpec.*",
     "Experiment logs directory .* exists and is not empty",
+    "Checkpoint directory .* exists and is not empty",  # of a run that goes on
     "The dirpath has changed from",  # every run has a folder of its own
 )
+
+
+_READABLE = (
+    DatasetError,
+    WeightsError,
+    OSError,
+    ValueError,
+    FloatingPointError,
+    MisconfigurationException,
+    UnpicklingError,
+)
+"""Errors whose message tells the user what to mend; others are the program's own faults and show where they arose."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -73,15 +87,20 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     _set_up_messages()
     try:
-        words = next((words for words in COMMANDS if arguments[: len(words.split())] == words.split()), None)
-        if words is None:
-            run_trainer(arguments, _epilog())
-        elif (status := COMMANDS[words].function()(arguments[len(words.split()) :])) is not None:
-            sys.exit(status)
-    except (DatasetError, WeightsError, OSError, ValueError, MisconfigurationException, UnpicklingError) as error:
+        with exit_on_signals():
+            _run(arguments)
+    except _READABLE as error:
         if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
             raise
         sys.exit(readable(error))
+
+
+def _run(arguments: list[str]) -> None:
+    words = next((words for words in COMMANDS if arguments[: len(words.split())] == words.split()), None)
+    if words is None:
+        run_trainer(arguments, _epilog())
+    elif (status := COMMANDS[words].function()(arguments[len(words.split()) :])) is not None:
+        sys.exit(status)
 
 
 def _epilog() -> str:

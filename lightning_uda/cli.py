@@ -6,20 +6,21 @@ import argparse
 import logging
 import os
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
 
 import lightning_uda.callbacks
 import lightning_uda.datasets
@@ -27,11 +28,21 @@ import lightning_uda.methods
 import lightning_uda.networks
 import lightning_uda.optim
 import lightning_uda.terms  # noqa: F401  importing the rooms makes their classes known by their short names
-from lightning_uda.callbacks import IoUTable, PredictionWriter, StepProgressBar
+from lightning_uda.callbacks import (
+    FiniteCheck,
+    IoUTable,
+    PredictionWriter,
+    StepProgressBar,
+    StopSignals,
+    StopWithCheckpoint,
+)
+from lightning_uda.checkpoints import CheckpointError, Found, damage_of, previous_of, require_checkpoint
 from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.files import free_name
 from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
+from lightning_uda.resuming import CheckpointFiles, RunLogger, newest_of_run
 
 _log = logging.getLogger(__name__)
 _load_yaml = get_loader("yaml")
@@ -63,12 +74,28 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the resolved config as `config.yaml` in the run folder, and hands it to the loggers."""
+    """Saves the resolved config as `config.yaml` in the run folder, and hands it to the loggers.
+
+    A run that goes on in its folder keeps its config; if it goes on with another one, the old is kept as
+    `config.1.yaml`.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Saves the config."""
+        logger = trainer.logger
+        before, kept = Path(trainer.log_dir or "") / self.config_filename, None
+        if isinstance(logger, RunLogger) and logger.resumed is not None:
+            self.config["ckpt_path"] = None  # so that the file starts the run anew, as it did
+            if trainer.is_global_zero and before.is_file():
+                kept = before.rename(free_name(before))
+        super().setup(trainer, pl_module, stage)
+        if kept is not None and kept.read_bytes() == before.read_bytes():
+            kept.unlink()
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Logs the config as hyper-parameters with every logger but the CSV one, whose folder holds the file."""
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):
+            if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(self.config.as_dict())
 
 
@@ -78,12 +105,25 @@ class UDACLI(LightningCLI):
     `data.label_space` goes to the method and, as `num_classes`, to the network; `seed_everything` to both as `seed`.
     Every run has a folder `<output>/<name>/version_<n>` of its own with `config.yaml` and `metrics.csv`; loggers given
     by `--trainer.logger` come on top.
+
+    `--ckpt_path last`, or `--resume`, stands for the newest checkpoint of the run; `fit` then goes on in its folder.
     """
+
+    arguments: Sequence[str] = ()
+    """The command line, where the run was started by one."""
+
+    resumed: Found | None = None
+    """The checkpoint of the run itself that `--resume` stands for."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's name and folder and the links."""
         parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder below `output`.")
         parser.add_argument("--output", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="Go on from the newest whole checkpoint of the run's latest version; short for --ckpt_path last.",
+        )
         parser.link_arguments("data.init_args.label_space", "model.init_args.label_space")
         parser.link_arguments(
             "data.init_args.label_space", "model.init_args.network.init_args.num_classes", compute_fn=num_classes
@@ -92,31 +132,84 @@ class UDACLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, and refuses a `ckpt_path` that is no checkpoint."""
+        """Parses, and refuses a `ckpt_path` that is no checkpoint.
+
+        Raises:
+            CheckpointError: If it is damaged. `fit` goes on from the one before, if that is whole.
+            ValueError: If `weights_only` is to be switched off.
+        """
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
-        path = self.config[command].get("ckpt_path") if command else None
-        if path and Path(path).is_file():
-            _require_checkpoint(path)
+        if not command:
+            return
+        self.arguments = args if isinstance(args, list) else sys.argv[1:]
+        run = self.config[command]
+        if run.get("weights_only") is False:
+            raise ValueError(
+                "weights_only: found false, but checkpoints are read without running code of theirs. Leave it out."
+            )
+        if run["resume"] or run["ckpt_path"] == "last":
+            self.resumed = newest_of_run(Path(run["output"]) / run["name"])
+            run["resume"] = False
+        path, found = run["ckpt_path"], self.resumed
+        if found is None and path and Path(path).is_file():
+            found = self._usable(Path(path), command)
+        if found is not None:
+            run["ckpt_path"] = str(found.path)
+            _say_where_it_starts(found, command, run["trainer"]["max_steps"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the CSV logger, the progress bar and the IoU table to what the config asks for."""
+        """Adds to what the config asks for: CSV logger, checkpoint files, progress bar, IoU table, checks, signals."""
         run = self.config_init[self.subcommand] if self.subcommand else self.config_init
         config = run["trainer"]
         loggers = config.get("logger")
         extra: list[Logger] = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
-        csv = CSVLogger(run["output"], run["name"], flush_logs_every_n_steps=10)
+        csv = RunLogger(run["output"], run["name"], self.resumed if self.subcommand == "fit" else None)
         given = config.get("callbacks") or []
         callbacks: list[Callback] = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
             callbacks.append(StepProgressBar())
-        if not _any(callbacks, IoUTable):
-            callbacks.append(IoUTable())
+        for always in (IoUTable, FiniteCheck):
+            if not _any(callbacks, always):
+                callbacks.append(always())
         if self.subcommand == "predict" and not _any(callbacks, PredictionWriter):
             callbacks.append(PredictionWriter(Path(csv.log_dir) / "predictions"))
         if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:
             _log.warning("no --ckpt_path: the network is run as it was made, untrained unless it was given weights")
-        return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, **kwargs)
+        if config.get("enable_checkpointing") is False:
+            callbacks.append(StopSignals(self._go_on()))
+        else:
+            callbacks += [
+                *([] if _any(callbacks, Checkpoint) else [ModelCheckpoint()]),
+                StopWithCheckpoint(self._go_on()),
+            ]
+        given = config.get("plugins") or []
+        plugins = given if isinstance(given, list) else [given]
+        if not _any(plugins, CheckpointIO):
+            plugins = [*plugins, CheckpointFiles()]
+        return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, plugins=plugins, **kwargs)
+
+    def _go_on(self) -> str:
+        """The command that goes on with the run."""
+        kept, words = [], iter(self.arguments)
+        for word in words:
+            if word == "--ckpt_path":
+                next(words, None)
+            elif word != "--resume" and not word.startswith("--ckpt_path="):
+                kept.append(word)
+        return shlex.join(["lightning-uda", *kept, "--ckpt_path", "last"])
+
+    def _usable(self, path: Path, command: str) -> Found:
+        """A checkpoint, or the one before where it is damaged and training goes on from it."""
+        try:
+            return require_checkpoint(path)
+        except CheckpointError as error:
+            before = previous_of(path)
+            if command != "fit" or not before.is_file() or damage_of(path) is None:
+                raise
+            found = require_checkpoint(before)
+            _log.warning("%s It is used, of step %d.", error, found.step)
+            return found
 
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""
@@ -170,20 +263,17 @@ def cause(error: BaseException) -> BaseException:
     return error
 
 
-def _require_checkpoint(path: str) -> None:
-    wanted = {"state_dict", "global_step", "pytorch-lightning_version"}
-    try:
-        found = set(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: can't be read as a checkpoint ({type(error).__name__}). Give one of a run."
-        ) from error
-    if not wanted <= found:
-        raise ValueError(
-            f"{path}: no checkpoint of a run (it lacks {sorted(wanted - found)}). Give one from a run's `checkpoints` "
-            "folder; published weights go to --model.network.weights."
+def _say_where_it_starts(found: Found, command: str, max_steps: int | None) -> None:
+    if command == "fit" and max_steps is not None and 0 < max_steps <= found.step:
+        _log.warning(
+            "the run is finished: %s is of step %d, and trainer.max_steps is %d; nothing is left to train",
+            *(found.path, found.step, max_steps),
         )
+    elif command == "fit":
+        _log.info("going on from step %d: %s", found.step, found.path)
+    else:
+        _log.info("the checkpoint is of step %d: %s", found.step, found.path)
 
 
-def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
-    return any(isinstance(callback, kind) for callback in callbacks)
+def _any(parts: Sequence[object], kind: type) -> bool:
+    return any(isinstance(part, kind) for part in parts)

@@ -92,6 +92,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, are on disk, so that they outlast a power cut."""
+    if os.name == "nt" and path.is_dir():  # can't be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_beside_older(path: Path, text: str) -> None:
     """Writes a text file; one that is there already is kept as `<stem>.<n><suffix>`."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,8 +77,21 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, each from column to cell."""
+    return read_table(path)[1]
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or ()), list(reader)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file, which takes the place of an old one in one move; cells that a row lacks are empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = csv_text(columns, ([row.get(name, "") for name in columns] for row in rows))
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -93,7 +106,4 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """
     rows: list[Mapping[str, Any]] = [*read_rows(path)] if path.is_file() else []
     rows.append({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
-    columns = list(dict.fromkeys(name for one in rows for name in one))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = csv_text(columns, ([one.get(name, "") for name in columns] for one in rows))
-    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_table(path, list(dict.fromkeys(name for one in rows for name in one)), rows)

@@ -14,6 +14,7 @@ ROOMS = [
     ["__main__"],
     ["commands"],
     ["cli"],
+    ["resuming"],
     ["methods"],
     ["callbacks"],
     ["report"],
@@ -24,7 +25,7 @@ ROOMS = [
     ["datasets"],
     ["data"],
     ["mixing", "pseudo_labels", "translation", "inference", "metrics", "optim"],
-    ["tables"],
+    ["tables", "checkpoints"],
     ["label_spaces", "resize", "files", "precision", "includes"],
 ]
 """From the top of the house to its ground floor; a file imports from rooms below its own, and from its own."""

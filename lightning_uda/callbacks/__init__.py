@@ -1,8 +1,9 @@
-"""What crosses methods: the teacher's update, pictures, tables, predictions, progress."""
+"""What crosses methods: the teacher's update, pictures, tables, predictions, progress, and stopping in time."""
 
 from lightning_uda.callbacks.adapt_batch_norm import AdaptBatchNorm
 from lightning_uda.callbacks.alignment_prior import AlignmentPrior
 from lightning_uda.callbacks.ema_teacher import EMATeacher
+from lightning_uda.callbacks.finite_check import FiniteCheck
 from lightning_uda.callbacks.image_panels import ImagePanels
 from lightning_uda.callbacks.iou_table import IoUTable
 from lightning_uda.callbacks.long_tail import LongTailStatistics
@@ -14,6 +15,7 @@ from lightning_uda.callbacks.prediction_writer import (
     TrainIds,
 )
 from lightning_uda.callbacks.progress_bar import StepProgressBar
+from lightning_uda.callbacks.stop_signals import StopSignals, StopWithCheckpoint, exit_on_signals
 from lightning_uda.self_training.rounds import SelfTrainingRounds
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "CityscapesLabelIds",
     "Colors",
     "EMATeacher",
+    "FiniteCheck",
     "ImagePanels",
     "IoUTable",
     "LongTailStatistics",
@@ -29,5 +32,8 @@ __all__ = [
     "PredictionWriter",
     "SelfTrainingRounds",
     "StepProgressBar",
+    "StopSignals",
+    "StopWithCheckpoint",
     "TrainIds",
+    "exit_on_signals",
 ]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 import rich
 
+from lightning_uda.checkpoints import CHECKPOINTS, newest_checkpoint
 from lightning_uda.cli import run_trainer
 from lightning_uda.files import locked, replace_file, versions
 from lightning_uda.report import ReportError, Run, load_runs
@@ -30,8 +32,11 @@ CONSOLE = "console_{}.txt"
 """Name of the file with what a run printed, where several run at once; it lies beside the run folder."""
 
 _LOCK = ".lock"
-_PATIENCE = 10.0
-"""Seconds that a run has to end by itself after the user stopped the grid."""
+_STARTED = "started.json"
+"""Name of the file beside the run folders with the arguments of the last one that was started, and its version."""
+
+_PATIENCE = 60.0
+"""Seconds that a run has to finish its step and to save a checkpoint after the grid was stopped."""
 
 _FOLDER = re.compile(r"\{run:([^}]+)\}")
 
@@ -62,9 +67,10 @@ class Point:
 class Runner:
     """Trains the points of a grid that aren't done.
 
-    A point is done if a run folder of its name holds a stamp with its arguments; it is trained again, beside the old
-    run, where arguments differ (changes inside config files aren't noticed). A point that fails is passed over, and so
-    are those that start from it. Of two runners, the second waits for a point that the first is training.
+    A point is done if a run folder of its name holds a stamp with its arguments, which it gets when the run has ended
+    well, at its last step; it is trained again, beside the old run, where arguments differ (changes inside config files
+    aren't noticed). A training that a signal stopped goes on from its newest checkpoint. A point that fails is passed
+    over, and so are those that start from it. Of two runners, the second waits for a point that the first is training.
 
     Args:
         title: Heading of every point on the console.
@@ -147,7 +153,7 @@ class Runner:
                 unless OMP_NUM_THREADS says otherwise.
 
         Raises:
-            SystemExit: If the user stops it.
+            SystemExit: If the user or a signal stops it; its status is 130 or 143.
         """
         self._waiting = list(self.points)
         self.failed, self.passed_over = [], []
@@ -159,7 +165,9 @@ class Runner:
             for worker in workers:
                 worker.join()
         except KeyboardInterrupt:
-            self._stop()
+            self._stop(128 + signal.SIGINT)
+        except SystemExit as end:  # of a signal
+            self._stop(end.code)
 
     def require_all(self) -> None:
         """Ends the program with exit status 1 where points have no result, and names them.
@@ -223,6 +231,11 @@ class Runner:
     def _train_in_process(self, point: Point, place: Path, jobs: int) -> bool:
         arguments, before, start = self.arguments(point), versions(place), time.monotonic()
         command = [sys.executable, "-m", "lightning_uda", *self.command(point)]
+        resumed = _stopped_run(place, arguments)
+        if resumed is not None:
+            command += ["--ckpt_path", "last"]
+        else:
+            _write_json(place / _STARTED, {"arguments": arguments, "version": _next_version(before)})
         environment = {"WANDB_MODE": "disabled", **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {}), **os.environ}
         if jobs > 1:
             printed = place / CONSOLE.format(len(before))
@@ -234,42 +247,70 @@ class Runner:
                 rich.get_console().print(f"{point.name} failed; its messages are in {printed}", soft_wrap=True)
         else:
             status = self._wait(point, subprocess.Popen(command, env=environment))
-        new = [folder for folder in versions(place) if folder not in before]
+        new = [resumed] if resumed else [folder for folder in versions(place) if folder not in before]
+        if 0 < status < 128:  # of an error, not of a signal: the user may mend a config and start anew
+            (place / _STARTED).unlink(missing_ok=True)
         if status or not new:
             return False
-
-        stamp = {"arguments": arguments, "minutes": (time.monotonic() - start) / 60}
-
-        def write(path: Path) -> None:
-            path.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
-
-        replace_file(new[-1] / STAMP, write)
+        minutes = {} if resumed else {"minutes": (time.monotonic() - start) / 60}  # else unknown
+        _write_json(new[-1] / STAMP, {"arguments": arguments, **minutes})
         return True
 
     def _wait(self, point: Point, process: subprocess.Popen[bytes]) -> int:
         self._running[point.run] = process
         return process.wait()
 
-    def _stop(self) -> NoReturn:
-        """Ends the runs in progress, which a terminal has told to stop too."""
+    def _stop(self, status: Any) -> NoReturn:
+        """Stops the runs in progress, which save a checkpoint first; a second signal ends them at once."""
         with self._changed:
             self._waiting = []
             running = dict(self._running)
-        for process in filter(None, running.values()):
-            try:
+        names, processes = _names([self._by_run[run] for run in running]), [*filter(None, running.values())]
+        console = rich.get_console()
+        console.print(f"stopping {names}: its step is finished and saved; Ctrl-C again ends it at once", markup=False)
+        try:
+            for process in processes:
+                process.terminate()  # no second time for one that a terminal has told to stop
+            for process in processes:
                 process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-        sys.exit(f"stopped in {_names([self._by_run[run] for run in running])}; the same command goes on with it.")
+        except (KeyboardInterrupt, SystemExit, subprocess.TimeoutExpired):
+            for process in processes:
+                process.kill()
+        console.print(f"stopped in {names}; the same command goes on with it.", markup=False)
+        raise SystemExit(status)
 
 
 def read_stamp(folder: Path) -> dict[str, Any]:
     """What the stamp of a run folder holds; nothing if there is none, or it is damaged: the point isn't done then."""
+    return _read_json(folder / STAMP)
+
+
+def _stopped_run(place: Path, arguments: Sequence[str]) -> Path | None:
+    """The run folder of a training that was started with these arguments, stopped, and can go on; else `None`."""
+    if arguments[0] != "fit" or any(word.startswith("--ckpt_path") for word in arguments):
+        return None
+    started, folders = _read_json(place / _STARTED), versions(place)
+    if started.get("arguments") != list(arguments) or not folders or folders[-1].name != started.get("version"):
+        return None
+    return folders[-1] if newest_checkpoint(folders[-1] / CHECKPOINTS) else None
+
+
+def _next_version(folders: Sequence[Path]) -> str:
+    """Name of the run folder that comes after others."""
+    return f"version_{int(folders[-1].name.removeprefix('version_')) + 1 if folders else 0}"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    replace_file(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing if there is none, or it is damaged."""
     try:
-        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return stamp if isinstance(stamp, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def load_run(folder: Path | None) -> Run | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from lightning_uda.data.sizes import crop_sizes, require_pairable, require_stack
 from lightning_uda.data.statistics import ClassStatistics, class_statistics
 from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, SampleStream, collate
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
+from lightning_uda.data.workers import start_training_worker, start_worker
 from lightning_uda.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_space
 
 _log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class UDADataModule(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
-            worker_init_fn=None if torch.cuda.is_available() else _lower_priority,
+            worker_init_fn=start_worker if torch.cuda.is_available() else start_training_worker,
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -214,6 +214,7 @@ class UDADataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=_collate_by_size,
             pin_memory=self._pin_memory,
+            worker_init_fn=start_worker,
         )
 
     def _refuse_short_epochs(self) -> None:
@@ -239,6 +240,7 @@ class UDADataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate_evaluation,
             pin_memory=self._pin_memory,
+            worker_init_fn=start_worker,
         )
 
     def _warn_of_foreign_names(self, name: str, dataset: SegmentationDataset) -> None:
@@ -357,11 +359,6 @@ class UDADataModule(LightningDataModule):
     @property
     def _pin_memory(self) -> bool:
         return torch.cuda.is_available()
-
-
-def _lower_priority(worker: int) -> None:
-    """Lets the network's threads go before a worker, which on a CPU would stall them: they wait for each other."""
-    os.nice(10)
 
 
 class RankSampler(DistributedSampler[Any]):

@@ -187,6 +187,10 @@ class RareClassStream:
         index = int(rng.choice(self.images[wanted]))
         return wanted, index, rng.integers(2**32, size=self.max_tries).tolist()
 
+    def image_name(self, position: int) -> str:
+        """Name of the image at a position."""
+        return self.origin.dataset.name(self.draw(position)[1])
+
     def sample(self, position: int) -> Sample:
         """The sample at a position.
 

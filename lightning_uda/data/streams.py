@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import cv2
 import numpy as np
@@ -70,6 +70,15 @@ class SampleStream(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesImages(Protocol):
+    """A stream that can say which image stands at a position."""
+
+    def image_name(self, position: int) -> str:
+        """Name of the image at a position."""
+        ...
+
+
 class Stream:
     """One named, endless, shuffled stream over a dataset.
 
@@ -102,6 +111,10 @@ class Stream:
         """Which image of the dataset stands at a position."""
         pass_number, offset = divmod(position, len(self.dataset))
         return int(permutation((*self.key, 0, pass_number), len(self.dataset))[offset])
+
+    def image_name(self, position: int) -> str:
+        """Name of the image at a position."""
+        return self.dataset.name(self.index(position))
 
     def sample(self, position: int) -> Sample:
         """The sample at a position; see `read_sample`."""
@@ -181,6 +194,15 @@ class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
             name: collate(name, [stream.sample(position) for position in self.positions(number)])
             for name, stream in self.streams.items()
         }
+
+    def images(self, number: int) -> dict[str, list[str]]:
+        """Names of the images of batch `number` by stream; positions where a stream can't say them."""
+
+        def names(stream: SampleStream) -> list[str]:
+            name = stream.image_name if isinstance(stream, NamesImages) else "position {}".format
+            return [name(position) for position in self.positions(number)]
+
+        return {name: names(stream) for name, stream in self.streams.items()}
 
     def __iter__(self) -> Iterator[dict[str, dict[str, Tensor]]]:
         """Batches from `first_batch` on, endless if all streams are."""

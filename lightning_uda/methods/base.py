@@ -73,6 +73,9 @@ class UDAModule(LightningModule):
     last_views: Mapping[str, View] = {}
     """What the student saw in the last training step, without what it made of it; for pictures."""
 
+    last_losses: Mapping[str, Tensor] = {}
+    """The losses of a training step by name, for callbacks at its end; their sum was minimised."""
+
     student: SegmentationNetwork
 
     _started_at_random = False  # this run, or an earlier one that it goes on from, as a checkpoint says
@@ -154,7 +157,12 @@ class UDAModule(LightningModule):
         loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
         self.last_views = {name: view.for_pictures() for name, view in step.views.items() if view.outputs is not None}
+        self.last_losses = step.losses
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Forgets the losses, which hold the graph that they came from."""
+        self.last_losses = {}
 
     def on_train_end(self) -> None:
         """Forgets what the student saw last, which takes memory; notes in the run folder if the run stopped early."""
@@ -250,7 +258,9 @@ class UDAModule(LightningModule):
         if folder is not None:
             path = Path(folder) / NOTES_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []  # of a run that goes on
+            before = [line for line in lines if not line.startswith(STOPPED_EARLY)]
+            path.write_text("".join(f"{note}\n" for note in dict.fromkeys([*before, *notes])), encoding="utf-8")
 
     def notes(self) -> list[str]:
         """Sentences on how the run trains that its report shows; those that begin with "warning: " stand out."""

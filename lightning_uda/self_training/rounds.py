@@ -119,6 +119,7 @@ class SelfTrainingRounds(Callback):
         self._prior: Tensor | None = None
         self._temporary: TemporaryDirectory[str] | None = None
         self._state: dict[str, Any] = dict(_NO_LABELS)
+        self._told: int | None = None  # round whose labels were reported last
 
     @property
     def plan(self) -> RoundPlan:
@@ -142,7 +143,7 @@ class SelfTrainingRounds(Callback):
             return
         data = require_both_domains(trainer.datamodule, self.accuracy)  # type: ignore[attr-defined]
         require_one_size(data, self._transforms(data, (), ()))
-        self._state = dict(_NO_LABELS)
+        self._state, self._told = dict(_NO_LABELS), None
         self._plan = self._make_plan(trainer, data)
         if trainer.max_steps == -1:
             trainer.fit_loop.epoch_loop.max_steps = self._plan.num_steps
@@ -164,7 +165,7 @@ class SelfTrainingRounds(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs how many steps the run has, which its config need not say."""
         for logger in trainer.loggers:
-            logger.log_metrics({"rounds/steps": trainer.max_steps}, trainer.global_step)
+            logger.log_metrics({"rounds/steps": trainer.max_steps}, 0)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes labels that have no run folder."""
@@ -223,9 +224,11 @@ class SelfTrainingRounds(Callback):
             module.begin_round()
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
-            _say(trainer, logging.INFO, "%s", record.summary(self.num_rounds))
-            for logger in trainer.loggers:
-                logger.log_metrics(record.metrics(), step)
+            if self._told != number:  # the trainer makes two loaders where a run resumes between rounds
+                self._told = number
+                _say(trainer, logging.INFO, "%s", record.summary(self.num_rounds))
+                for logger in trainer.loggers:
+                    logger.log_metrics(record.metrics(), step)
         return self._union(data, number, labels, record)
 
     def _label(self, trainer: pl.Trainer, module: Any, data: UDADataModule, number: int, labels: LabelFolder) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from lightning_uda.data.workers import start_worker
 from lightning_uda.inference import Inference
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.resize import Size, size_of
@@ -130,7 +131,8 @@ class TargetScores:
         """The items of some images, decoded by the workers."""
         if not indices:
             return iter(())
-        return iter(DataLoader(Subset(self.images, indices), batch_size=None, num_workers=self.num_workers))
+        chosen = Subset(self.images, indices)
+        return iter(DataLoader(chosen, batch_size=None, num_workers=self.num_workers, worker_init_fn=start_worker))
 
     def _scores(self, index: int, image: Tensor, size: Size, weighted: bool) -> Tensor:
         assert self._stored is not None

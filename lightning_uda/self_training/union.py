@@ -60,17 +60,25 @@ class UnionStream:
         """A stream that has come to its end, for a run with nothing left to train."""
         return cls(part, part, 0, 0, (0, 0))
 
+    def draw(self, position: int) -> tuple[UnionPart, int]:
+        """The domain and the image index of a position."""
+        num_target, num_source = len(self.target.indices), len(self.source.indices)
+        pass_number, offset = divmod(position - self.start, num_target + num_source)
+        place = int(permutation((*self.key, 0, pass_number), num_target + num_source)[offset])
+        part, place = (self.target, place) if place < num_target else (self.source, place - num_target)
+        return part, part.indices[place]
+
+    def image_name(self, position: int) -> str:
+        """Name of the image at a position."""
+        part, index = self.draw(position)
+        return part.dataset.name(index)
+
     def sample(self, position: int) -> Sample:
         """The sample at a position.
 
         Returns:
             "image", uint8 (3, H, W); "mask", uint8 (H, W) of train ids or pseudo-labels; "is_target", uint8 scalar.
         """
-        num_target, num_source = len(self.target.indices), len(self.source.indices)
-        pass_number, offset = divmod(position - self.start, num_target + num_source)
-        place = int(permutation((*self.key, 0, pass_number), num_target + num_source)[offset])
-        is_target = place < num_target
-        part, place = (self.target, place) if is_target else (self.source, place - num_target)
-        key = (*self.key, 1, position)
-        sample = read_sample(part.dataset, part.indices[place], part.label_reader, part.transform, key)
-        return {**sample, "is_target": np.array(is_target, np.uint8)}
+        part, index = self.draw(position)
+        sample = read_sample(part.dataset, index, part.label_reader, part.transform, (*self.key, 1, position))
+        return {**sample, "is_target": np.array(part is self.target, np.uint8)}

@@ -21,8 +21,9 @@ from lightning_uda.__main__ import main
 from lightning_uda.commands import runner as module
 from lightning_uda.commands.figures import FiguresFile
 from lightning_uda.commands.grid import read_grid
-from lightning_uda.commands.runner import STAMP, Runner
+from lightning_uda.commands.runner import STAMP, Runner, read_stamp
 from lightning_uda.tables import append_row, read_rows
+from tests.fixtures import stages
 from tests.report.test_report import CLASSES, write_evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,9 @@ def trainings(monkeypatch):
     class Process:
         def __init__(self, command, env, **streams):
             self.command, self.env, self.streams = command, env, streams
+
+        def terminate(self):
+            pass
 
         def wait(self, timeout=None):
             if timeout is not None:
@@ -195,8 +199,10 @@ def test_a_dry_run_shows_the_points_and_their_commands(trainings, capsys):
 def test_a_stopped_grid_goes_on_by_the_same_command(trainings, capsys):
     write_grid()
     trainings.results["tiny/seed_0/second"] = KeyboardInterrupt
-    with pytest.raises(SystemExit, match=r"stopped in second, seed 0; the same command goes on with it"):
+    with pytest.raises(SystemExit) as end:
         main(["grid", "grid.yaml"])
+    assert end.value.code == 130
+    assert "stopped in second, seed 0; the same command goes on with it" in capsys.readouterr().out
     assert runs_of(trainings) == ["tiny/seed_0/first", "tiny/seed_0/second"]
     trainings.clear()
     trainings.results.clear()
@@ -213,8 +219,9 @@ def test_each_run_appends_its_figures_and_is_not_trained_again_anywhere(training
     monkeypatch.setattr("lightning_uda.commands.figures._about", lambda: ("2026-01-02", "abc", "CPU", "2.15"))
     write_grid(metrics=["miou", "train/tail_classes", "minutes"])
     trainings.results["tiny/seed_1/second"] = KeyboardInterrupt
-    with pytest.raises(SystemExit, match="stopped in second, seed 1"):
+    with pytest.raises(SystemExit) as end:
         main(["grid", "grid.yaml", "--figures", "kept/figures.csv"])
+    assert end.value.code == 130
     with Path("kept/figures.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [(line["row"], line["seed"], float(line["miou"])) for line in lines] == [
@@ -281,7 +288,7 @@ def test_a_point_whose_stamp_is_damaged_counts_as_not_done(trainings, content):
 
 def test_a_run_that_does_not_stop_with_its_grid_is_ended(trainings, monkeypatch):
     class Deaf:
-        ended = False
+        told = ended = False
 
         def __init__(self, command, env):
             pass
@@ -290,13 +297,16 @@ def test_a_run_that_does_not_stop_with_its_grid_is_ended(trainings, monkeypatch)
             raise KeyboardInterrupt if timeout is None else subprocess.TimeoutExpired("run", timeout)
 
         def terminate(self):
+            Deaf.told = True
+
+        def kill(self):
             Deaf.ended = True
 
     monkeypatch.setattr(module.subprocess, "Popen", Deaf)
     write_grid()
-    with pytest.raises(SystemExit, match="stopped in first, seed 0"):
+    with pytest.raises(SystemExit) as end:
         main(["grid", "grid.yaml"])
-    assert Deaf.ended
+    assert (end.value.code, Deaf.told, Deaf.ended) == (130, True, True)
 
 
 @pytest.mark.parametrize("jobs", ["1", "3"])
@@ -603,3 +613,46 @@ def test_committed_figures_are_those_of_the_shipped_rows(name):
     }
     assert sum(found.values()) == len(file.figures), "a line belongs to no row"
     assert all(found[name] for name in ("source_only", "dacs", "dsp", "oracle"))
+
+
+@pytest.mark.parametrize(("who", "status"), [("run", 1), ("grid", 143)])
+def test_a_point_is_done_at_its_last_step_alone_and_goes_on_after_a_stop(tmp_path, who, status, capfd):
+    config = yaml.safe_load(Path(stages.write_config(tmp_path, "SourceOnly")).read_text())
+    sent = {"class_path": "tests.fixtures.signals.StopsOnce", "init_args": {"done": 1, "parent": who == "grid"}}
+    config["trainer"]["callbacks"] = sent
+    Path("only.yaml").write_text(yaml.safe_dump(config))
+    write_grid(rows={"only": None}, seeds=[0])
+    with pytest.raises(SystemExit) as end:
+        main(["grid", "grid.yaml"])
+    out, version = capfd.readouterr().out, Path("runs/tiny/seed_0/only/version_0")
+    if who == "run":
+        assert "1 of 1 points failed, only, seed 0" in str(end.value.code)
+    else:
+        assert end.value.code == status
+        assert "stopped in only, seed 0; the same command goes on with it" in out
+    assert "Stopped by SIGTERM, after step 2 of 4." in out
+    assert not (version / STAMP).exists()
+    main(["grid", "grid.yaml"])
+    assert "going on from step 2: " in capfd.readouterr().err
+    assert [path.name for path in version.parent.glob("version_*")] == ["version_0"]
+    assert "minutes" not in read_stamp(version)
+    assert [row["step"] for row in read_rows(version / "iou.csv")] == ["4"]
+    main(["grid", "grid.yaml"])
+    assert "done before" in capfd.readouterr().out
+
+
+def test_after_an_error_a_point_starts_anew(tmp_path):
+    config = yaml.safe_load(Path(stages.write_config(tmp_path, "SourceOnly")).read_text())
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}
+    config["model"]["init_args"]["optimizer"] = sgd
+    Path("only.yaml").write_text(yaml.safe_dump(config))
+    write_grid(rows={"only": None}, seeds=[0])
+    with pytest.raises(SystemExit, match="1 of 1 points failed"):
+        main(["grid", "grid.yaml"])
+    version = Path("runs/tiny/seed_0/only/version_0")
+    assert list(version.glob("checkpoints/*.ckpt")), "it could have gone on, with a rate that can't be right"
+    sgd["init_args"]["lr"] = 0.01
+    Path("only.yaml").write_text(yaml.safe_dump(config))
+    main(["grid", "grid.yaml"])
+    assert read_stamp(version) == {}
+    assert read_stamp(version.with_name("version_1"))["minutes"] > 0

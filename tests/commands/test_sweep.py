@@ -223,16 +223,21 @@ def test_other_options_train_anew_beside_the_old_runs(trainings, accepted):
     assert len(list(Path("runs/tiny/threshold=0.5").glob(f"version_*/{STAMP}"))) == 2
 
 
-def test_stopping_is_no_traceback(config, accepted, monkeypatch):
+def test_stopping_is_no_traceback(config, accepted, monkeypatch, capsys):
     class Stopped:
+        def terminate(self):
+            pass
+
         def wait(self, timeout=None):
             if timeout is None:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(runner.subprocess, "Popen", lambda command, env: Stopped())
     write_sweep()
-    with pytest.raises(SystemExit, match=r"stopped in threshold=0.5; the same command goes on with it"):
+    with pytest.raises(SystemExit) as end:
         main(["sweep", "sweep.yaml"])
+    assert end.value.code == 130
+    assert "stopped in threshold=0.5; the same command goes on with it" in capsys.readouterr().out
 
 
 def test_points_are_trained_in_processes_of_their_own_without_wandb(config, tmp_path, monkeypatch, capsys):

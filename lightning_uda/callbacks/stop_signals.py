@@ -1,0 +1,205 @@
+"""Ctrl-C and SIGTERM: the step is finished and a checkpoint saved, and the run says by which command it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+import rich
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from lightning_uda.checkpoints import CHECKPOINTS, SUFFIX
+
+STOPPED = f"stopped{SUFFIX}"
+"""Name of the checkpoint that a run saves when a signal stops it."""
+
+_PREEMPTION = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+
+_ONCE = 0.5
+"""Seconds in which a second SIGINT is taken for the first, as launchers of several processes pass it on."""
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Ends the program in order, with status 130 or 143, at a SIGINT or SIGTERM while there is nothing to save."""
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if _may_listen(number)]
+    handlers = {number: signal.signal(number, _exit) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class StopSignals(Callback):
+    """Stops a run at SIGINT (Ctrl-C), SIGTERM and SIGUSR1 after the step in progress, with status 128 + signal.
+
+    A validation that belongs to the step is finished too. A second Ctrl-C ends the run at once, with what was saved
+    before. Outside of training steps, in evaluation and while pseudo-labels are made, the first signal ends it. The
+    run says how it goes on. A run that gets to its last step ends as if there had been no signal. Signals that are
+    ignored, as `nohup` does, stay so, and SIGUSR1 is left to whom it belongs already, such as Lightning's requeueing
+    in SLURM.
+
+    In a distributed run the processes ask each other after every step, and stop together where one got a signal.
+
+    This class saves nothing, for runs without checkpoints; `StopWithCheckpoint` does.
+
+    Args:
+        go_on: Command that goes on with the run.
+    """
+
+    def __init__(self, go_on: str) -> None:
+        self.go_on = go_on
+        self._signal: int | None = None
+        self._at = 0.0
+        self._in_step = False
+        self._done_at: int | None = None  # step after which a signal was heeded
+        self._folder: Path | None = None
+        self._speaks = True
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listens from now on."""
+        folder = trainer.log_dir if trainer.loggers else None  # all ranks have to ask together
+        self._folder = None if folder is None else Path(folder) / CHECKPOINTS
+        self._signal, self._in_step, self._done_at = None, False, None
+        self._speaks = trainer.is_global_zero
+        self._take_over()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens instead of the trainer, which would end the run with status 0 and without a checkpoint."""
+        self._take_over(*_PREEMPTION)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens instead of the trainer, which would go on."""
+        self._take_over()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See `on_validation_start`."""
+        self._take_over()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See `on_validation_start`."""
+        self._take_over()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the run where the step before was its last, without a validation; else signals wait from now on."""
+        if self._done_at is not None:
+            self._end()
+        self._in_step = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves a checkpoint after the step in which a signal came; a validation may still follow."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._is_to_stop(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves a checkpoint and ends the run, if a signal came in the step or in its validation."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._is_to_stop(trainer):
+            self._save(trainer)
+            self._end()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """At the end of a round: the same, as what comes next may take long."""
+        self._in_step = False
+        if self._is_to_stop(trainer):
+            if self._done_at != trainer.global_step:
+                self._save(trainer)
+            self._end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Says how the run goes on, below the progress bar, which has ended by now."""
+        if self._signal is not None and isinstance(exception, SystemExit):
+            self._say(f"Stopped by {self._name}, after step {trainer.global_step} of {trainer.max_steps}.")
+            self._say_how_it_goes_on()
+
+    def save(self, trainer: pl.Trainer, path: Path) -> None:
+        """Saves a checkpoint; here none."""
+
+    def _is_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether a process got a signal, and steps are left."""
+        if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
+            return False
+        return not 0 < trainer.max_steps <= trainer.global_step
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._done_at = trainer.global_step
+        if self._folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.save(trainer, self._folder / STOPPED)
+
+    def _end(self) -> NoReturn:
+        self._signal = self._signal or signal.SIGTERM  # another process got it
+        raise SystemExit(128 + self._signal)
+
+    @property
+    def _name(self) -> str:
+        return signal.Signals(self._signal or signal.SIGTERM).name
+
+    def _take_over(self, *further: int) -> None:
+        free = [number for number in further if signal.getsignal(number) is signal.SIG_DFL]
+        for number in (signal.SIGINT, signal.SIGTERM, *free):
+            if _may_listen(number):
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """What a signal does, between two instructions of the program."""
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal, self._at = number, now
+            if not self._in_step:
+                self._end()
+            self._say(f"{self._name}: the run stops after this step. Ctrl-C again ends it at once.")
+        elif number == signal.SIGINT and now - self._at > _ONCE:
+            self._say("Ended within a step.")
+            self._say_how_it_goes_on()
+            with suppress(OSError):
+                rich.get_console().show_cursor(True)
+            os._exit(128 + number)
+
+    def _say_how_it_goes_on(self) -> None:
+        if self._folder is None:
+            return
+        kept = sorted(self._folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+        if kept:
+            self._say(f"Its last checkpoint is {kept[-1]}. It goes on by\n  {self.go_on}")
+        else:
+            self._say("It has saved no checkpoint; the same command starts anew.")
+
+    def _say(self, text: str) -> None:
+        if self._speaks:
+            with suppress(OSError):  # the reader of a pipe may have gone at the same Ctrl-C
+                rich.get_console().print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+class StopWithCheckpoint(StopSignals, Checkpoint):
+    """As `StopSignals`; saves `checkpoints/stopped.ckpt` in the run folder before it ends the run.
+
+    Lightning puts a `Checkpoint` behind all other callbacks, so that the teacher has moved and the tables are written
+    before the state is saved.
+    """
+
+    def save(self, trainer: pl.Trainer, path: Path) -> None:
+        """Saves a checkpoint."""
+        trainer.save_checkpoint(path, weights_only=False)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    with suppress(OSError):
+        rich.get_console().print(f"Stopped by {signal.Signals(number).name}.", highlight=False)
+    raise SystemExit(128 + number)
+
+
+def _may_listen(number: int) -> bool:
+    """Whether a signal isn't ignored, as by `nohup`, and this is the main thread, which alone may listen."""
+    return threading.current_thread() is threading.main_thread() and signal.getsignal(number) is not signal.SIG_IGN

@@ -1,0 +1,159 @@
+"""How a run keeps its state and goes on: checkpoint files, the newest one of a run, and tables that continue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lightning_uda.callbacks.finite_check import not_finite
+from lightning_uda.callbacks.iou_table import IOU_FILE
+from lightning_uda.checkpoints import (
+    CHECKPOINTS,
+    CheckpointError,
+    Found,
+    explained,
+    newest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from lightning_uda.files import NOTES_FILE, PARTIAL, versions
+from lightning_uda.metrics import find_confusions
+from lightning_uda.tables import read_table, write_table
+
+_NETWORKS = ("student.", "teacher.")
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes the trainer's checkpoints by `write_checkpoint`, and reads all without running code that they may hold.
+
+    That goes for every stage and every address: Lightning would unpickle what it is given by a URL. Checkpoints at
+    addresses (`s3://...`) are written as Lightning does.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint.
+
+        Raises:
+            FloatingPointError: If it holds weights alone, of which `FiniteCheck` isn't told, and they aren't finite.
+            OSError: If it can't be written; the one before is left as it is.
+        """
+        if "callbacks" not in checkpoint:
+            networks = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(_NETWORKS)}
+            if bad := not_finite(networks):
+                raise FloatingPointError(
+                    f"{path}: not written, as weights are not finite: {', '.join(bad[:3])}. Lower the learning rate."
+                )
+        if is_address(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint; `weights_only` is always on.
+
+        Raises:
+            CheckpointError: If it is damaged, or needs code to be read.
+        """
+        if not is_address(path):
+            return read_checkpoint(Path(path), map_location)
+        try:
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # of many kinds, as in `read_checkpoint`
+            raise explained(path, error) from error
+
+
+class RunLogger(CSVLogger):
+    """Writes `metrics.csv` into the run folder; a run that goes on there continues the table.
+
+    What the run had written of steps after its checkpoint is taken back, from `iou.csv` and `confusions` too, as these
+    steps are made again.
+
+    Args:
+        output: Folder of all runs.
+        name: Name of the run.
+        resumed: The checkpoint that the run goes on from, in the folder of one of its versions; `None` starts a new
+            version.
+    """
+
+    def __init__(self, output: str, name: str, resumed: Found | None = None) -> None:
+        version = None if resumed is None else resumed.path.parent.parent.name
+        super().__init__(output, name, version, flush_logs_every_n_steps=10)
+        self.resumed = resumed
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Lightning's writer, with what the run has logged before."""
+        if self._experiment is not None or self.resumed is None:
+            return super().experiment
+        run, step = Path(self.log_dir), self.resumed.step
+        forget_later_evaluations(run, step)
+        table = run / ExperimentWriter.NAME_METRICS_FILE
+        kept = table.with_name(table.name + PARTIAL)  # Lightning's writer removes the table
+        source = table if table.is_file() else kept
+        if not source.is_file():
+            return super().experiment
+        columns, rows = read_table(source)
+        write_table(kept, columns, [row for row in rows if int(row["step"]) < step])
+        writer = super().experiment
+        kept.replace(table)
+        writer.metrics_keys = columns
+        return writer
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Adds a row, unless it is one of a step that the table has from before."""
+        if self.resumed is None or step is None or step >= self.resumed.step:
+            super().log_metrics(metrics, step)
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Writes what is logged, so that the table is as far as the checkpoint."""
+        self.save()
+
+
+def newest_of_run(folder: Path) -> Found:
+    """The newest whole checkpoint of a run's latest version; versions that only evaluated don't count.
+
+    Args:
+        folder: Folder of the run, which holds its `version_<n>`.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    trained = [path for path in versions(folder) if (path / CHECKPOINTS).is_dir() or (path / NOTES_FILE).is_file()]
+    if not trained:
+        raise CheckpointError(
+            f"{folder}: found no run to go on from. Leave out --resume and --ckpt_path to start it, or give --name and "
+            "--output of the run."
+        )
+    found = newest_checkpoint(trained[-1] / CHECKPOINTS)
+    if found is None:
+        raise CheckpointError(
+            f"{trained[-1]}: found no whole checkpoint to go on from, but this is the latest version of the run. Leave "
+            "out --resume and --ckpt_path to start anew, or give a file as --ckpt_path."
+        )
+    return found
+
+
+def forget_later_evaluations(run: Path, step: int) -> None:
+    """Takes the evaluations of steps after `step` out of a run folder."""
+    for file in find_confusions(run):
+        if file.step > step:
+            file.path.unlink()
+    table = run / IOU_FILE
+    if table.is_file():
+        columns, rows = read_table(table)
+        write_table(table, columns, [row for row in rows if int(row["step"]) <= step])
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path is an address such as `https://...`, rather than a file here."""
+    return "://" in str(path)

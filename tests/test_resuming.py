@@ -1,0 +1,253 @@
+"""Runs that a signal stops say how they go on, and go on as if they had never been stopped."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_uda.__main__ import main
+from lightning_uda.checkpoints import read_checkpoint, write_checkpoint
+from lightning_uda.tables import read_rows
+from tests.fixtures.stages import steps_of, write_config
+from tests.test_checkpoints import content, damage, error_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def config_of(folder, method, **trainer):
+    """A run of a few steps that keeps `last.ckpt` at every validation and evaluates every second step, or round."""
+    folder.mkdir(exist_ok=True)
+    path = Path(write_config(folder, method))
+    config = yaml.safe_load(path.read_text())
+    keep = {"filename": "last", "enable_version_counter": False}
+    config["trainer"]["callbacks"] = [{"class_path": "ModelCheckpoint", "init_args": keep}]
+    if method != "SelfTraining":
+        config["trainer"]["val_check_interval"] = 2
+    config["trainer"] |= trainer
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def signal_at(hook, done, *numbers, **more):
+    """Options that send signals to the run."""
+    args = {"hook": hook, "done": done, "numbers": [int(number) for number in numbers], **more}
+    options = ["--trainer.callbacks+=tests.fixtures.signals.SignalAt"]
+    return options + [f"--trainer.callbacks.{name}={value}" for name, value in args.items()]
+
+
+def stopped(*arguments):
+    """Runs a command and gives the status that a signal ended it with."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return end.value.code
+
+
+def tables(run):
+    """All that a run writes down: curves, IoUs, confusion matrices, notes, config."""
+    names = ["metrics.csv", "iou.csv", "notes.txt", *(f"confusions/{p.name}" for p in run.glob("confusions/*"))]
+    config = yaml.safe_load((run / "config.yaml").read_text().replace(str(run.parents[1]), "FOLDER"))
+    return {**{name: (run / name).read_text() for name in sorted(names)}, "config": config}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Gives the folder of a run that never stopped, and its last checkpoint, of each method."""
+    runs = {}
+
+    def run_of(method):
+        if method not in runs:
+            folder = tmp_path_factory.mktemp("whole") / method
+            main(["fit", "--config", config_of(folder, method)])
+            runs[method] = folder / method / "version_0"
+        return runs[method], read_checkpoint(runs[method] / "checkpoints/last.ckpt")
+
+    return run_of
+
+
+MOMENTS = [
+    ("DACS", "on_before_zero_grad", 0),
+    ("DACS", "on_before_zero_grad", 1),
+    ("DACS", "on_validation_start", 2),
+    ("DACS", "on_train_batch_end", 3),
+    ("SelfTraining", "on_before_zero_grad", 1),
+    ("SelfTraining", "on_before_zero_grad", 3),  # the last step of the first round
+    ("SelfTraining", "on_validation_start", 4),
+    ("SelfTraining", "on_before_zero_grad", 4),
+]
+
+
+@pytest.mark.parametrize(("method", "hook", "done"), MOMENTS)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(method, hook, done, whole, tmp_path, capsys):
+    expected, last = whole(method)
+    config = config_of(tmp_path / "runs", method)
+    command = ["fit", "--config", config]
+    assert stopped(*command, *signal_at(hook, done, signal.SIGTERM)) == 143
+    run = tmp_path / "runs" / method / "version_0"
+    at = done + (hook == "on_before_zero_grad")
+    out = capsys.readouterr().out
+    assert "SIGTERM: the run stops after this step. Ctrl-C again ends it at once." in out
+    assert f"Stopped by SIGTERM, after step {at} of {steps_of(method)}.\nIts last checkpoint is {run}/" in out
+    (go_on,) = [line.strip() for line in out.splitlines() if line.startswith("  lightning-uda fit ")]
+    assert go_on.startswith(f"lightning-uda fit --config {config} ")
+    assert go_on.endswith(" --ckpt_path last")
+    assert read_checkpoint(run / "checkpoints/stopped.ckpt")["global_step"] == at
+    main([*command, "--ckpt_path", "last"])
+    assert [path.name for path in run.parent.glob("version_*")] == ["version_0"]
+    again = read_checkpoint(run / "checkpoints/last.ckpt")
+    assert again["state_dict"].keys() == last["state_dict"].keys()
+    assert all(torch.equal(tensor, again["state_dict"][name]) for name, tensor in last["state_dict"].items())
+    assert str(again["optimizer_states"]) == str(last["optimizer_states"])
+    found, wanted = tables(run), tables(expected)
+    del found["config"]["trainer"]["callbacks"], wanted["config"]["trainer"]["callbacks"]
+    assert found == wanted
+
+
+def test_a_signal_in_the_last_step_stops_nothing(tmp_path, capsys):
+    main(["fit", "--config", config_of(tmp_path, "SourceOnly"), *signal_at("on_before_zero_grad", 3, signal.SIGINT)])
+    run = tmp_path / "SourceOnly/version_0"
+    assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "4"]
+    assert not (run / "checkpoints/stopped.ckpt").exists()
+    assert "Stopped" not in capsys.readouterr().out
+
+
+def test_steps_of_several_batches_are_finished(tmp_path):
+    config = config_of(tmp_path, "SourceOnly", accumulate_grad_batches=2, val_check_interval=8)
+    assert stopped("fit", "--config", config, *signal_at("on_before_zero_grad", 1, signal.SIGTERM)) == 143
+    assert read_checkpoint(tmp_path / "SourceOnly/version_0/checkpoints/stopped.ckpt")["global_step"] == 2
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_each_signal_has_its_status(tmp_path, number, status):
+    options = signal_at("on_before_zero_grad", 1, getattr(signal, number))
+    before = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGUSR1")}
+    assert stopped("fit", "--config", config_of(tmp_path, "SourceOnly"), *options) == status
+    assert {name: signal.getsignal(getattr(signal, name)) for name in before} == before
+
+
+def test_where_nothing_is_to_be_saved_a_signal_ends_the_run_at_once(tmp_path, capsys):
+    config = config_of(tmp_path, "SourceOnly")
+    assert stopped("fit", "--config", config, *signal_at("on_train_start", 0, signal.SIGTERM)) == 143
+    assert "It has saved no checkpoint; the same command starts anew." in capsys.readouterr().out
+    assert stopped("fit", "--config", config, *signal_at("setup", 0, signal.SIGINT)) == 130
+    main(["fit", "--config", config])
+    for stage, hook in (("validate", "on_validation_batch_start"), ("predict", "on_predict_batch_start")):
+        last = str(tmp_path / "SourceOnly/version_2/checkpoints/last.ckpt")
+        for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+            arguments = [stage, "--config", config, "--ckpt_path", last, *signal_at(hook, 0, number)]
+            assert stopped(*arguments) == status
+
+
+def test_a_run_without_checkpoints_stops_too(tmp_path, capsys):
+    config = config_of(tmp_path, "SourceOnly", enable_checkpointing=False, callbacks=None)
+    assert stopped("fit", "--config", config, *signal_at("on_before_zero_grad", 1, signal.SIGTERM)) == 143
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert "Stopped by SIGTERM, after step 2 of 4.\nIt has saved no checkpoint" in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
+    config = config_of(tmp_path, "SourceOnly")
+    options = signal_at("on_before_zero_grad", 3, signal.SIGINT, signal.SIGINT, pause=0.6)
+    command = [sys.executable, "-m", "lightning_uda", "fit", "--config", config, *options, "--trainer.max_steps", "8"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 130, result.stderr
+    assert "Ended within a step.\nIts last checkpoint is " in result.stdout
+    assert not list(tmp_path.rglob("stopped.ckpt"))
+
+
+def test_workers_live_on_when_the_whole_group_of_processes_is_told_to_stop(tmp_path):
+    options = ["--data.num_workers", "2", *signal_at("on_before_zero_grad", 1, signal.SIGINT, group=True)]
+    command = ["-m", "lightning_uda", "fit", "--config", config_of(tmp_path, "SourceOnly"), *options]
+    result = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, process_group=0
+    )
+    assert result.returncode == 130, result.stderr
+    assert "Traceback" not in result.stderr
+    assert read_checkpoint(tmp_path / "SourceOnly/version_0/checkpoints/stopped.ckpt")["global_step"] == 2
+
+
+def test_there_is_nothing_to_go_on_from(tmp_path):
+    config = config_of(tmp_path, "SourceOnly")
+    message = error_of("fit", "--config", config, "--ckpt_path", "last")
+    assert f"{tmp_path}/SourceOnly: found no run to go on from. Leave out --resume and --ckpt_path" in message
+    assert not (tmp_path / "SourceOnly").exists()
+    (tmp_path / "SourceOnly/version_0").mkdir(parents=True)
+    (tmp_path / "SourceOnly/version_0/notes.txt").touch()
+    message = error_of("fit", "--config", config, "--resume")
+    assert f"{tmp_path}/SourceOnly/version_0: found no whole checkpoint to go on from" in message
+
+
+def test_the_newest_whole_checkpoint_of_the_latest_version_that_trained_is_taken(tmp_path, caplog):
+    config = config_of(tmp_path, "SourceOnly")
+    main(["fit", "--config", config])
+    main(["validate", "--config", config, "--resume"])
+    run = tmp_path / "SourceOnly/version_0"
+    assert read_rows(run.with_name("version_1") / "iou.csv")[0]["step"] == "4"
+    wanted = {name: (run / name).read_text() for name in ("metrics.csv", "iou.csv", "config.yaml")}
+    confusions = sorted(path.name for path in run.glob("confusions/*"))
+    damage(run / "checkpoints/last.ckpt", "flipped bit")
+    main(["fit", "--config", config, "--resume"])
+    assert f"{run}/checkpoints/last.ckpt is passed over: it isn't as it was written" in caplog.text
+    assert f"going on from step 2: {run}/checkpoints/last.previous.ckpt" in caplog.text
+    assert {name: (run / name).read_text() for name in wanted} == wanted
+    assert sorted(path.name for path in run.glob("confusions/*")) == confusions
+    assert not run.with_name("version_2").exists()
+
+
+def test_a_finished_run_says_so_and_may_be_prolonged(tmp_path, caplog):
+    config = config_of(tmp_path, "SourceOnly")
+    main(["fit", "--config", config])
+    run = tmp_path / "SourceOnly/version_0"
+    before = (run / "metrics.csv").read_text()
+    main(["fit", "--config", config, "--resume"])
+    assert "the run is finished: " in caplog.text
+    assert (run / "metrics.csv").read_text() == before
+    main(["fit", "--config", config, "--resume", "--trainer.max_steps", "6"])
+    assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "4", "6"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
+    assert yaml.safe_load((run / "config.1.yaml").read_text())["trainer"]["max_steps"] == 4
+
+
+def test_a_table_that_a_kill_left_aside_is_found(tmp_path):
+    config = config_of(tmp_path, "SourceOnly")
+    main(["fit", "--config", config])
+    run = tmp_path / "SourceOnly/version_0"
+    before = (run / "metrics.csv").read_text()
+    (run / "metrics.csv").rename(run / "metrics.csv.part")
+    main(["fit", "--config", config, "--resume"])
+    assert (run / "metrics.csv").read_text() == before
+
+
+def test_only_checkpoints_that_a_run_can_go_on_from_count(tmp_path):
+    config = config_of(tmp_path, "SourceOnly")
+    main(["fit", "--config", config, "--trainer.max_steps", "2"])
+    run = tmp_path / "SourceOnly/version_0"
+    weights = {name: value for name, value in content(90).items() if name != "optimizer_states"}
+    write_checkpoint(weights, run / "checkpoints/weights.ckpt")
+    main(["fit", "--config", config, "--resume"])
+    assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "4"]
+
+
+def test_of_several_processes_all_stop_where_one_gets_a_signal_and_go_on(tmp_path):
+    config = config_of(tmp_path, "DACS")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lightning_uda"]
+    command = [*launch, "fit", "--config", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+    def run(*options):
+        return subprocess.run(
+            [sys.executable, *command, *options], cwd=ROOT, capture_output=True, text=True, timeout=200
+        )
+
+    result = run(*signal_at("on_before_zero_grad", 2, signal.SIGTERM, rank=1))
+    assert result.returncode != 0
+    assert "Stopped by SIGTERM, after step 3 of 4." in result.stdout, result.stderr
+    assert "exitcode  : 143" in result.stderr
+    checkpoints = tmp_path / "DACS/version_0/checkpoints"
+    assert read_checkpoint(checkpoints / "stopped.ckpt")["global_step"] == 3
+    result = run("--resume")
+    assert result.returncode == 0, result.stderr
+    assert read_checkpoint(checkpoints / "last.ckpt")["global_step"] == 4
+    assert [row["step"] for row in read_rows(checkpoints.parent / "iou.csv")] == ["2", "4"]
