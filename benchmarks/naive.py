@@ -1,4 +1,4 @@
-"""What surrounds the network in a step of DACS, DSP and EHTDI, written literally: the naive sides of `surroundings.py`.
+"""What surrounds the network in a step, written literally: the naive sides of `surroundings.py`.
 
 Image after image and operation after operation, as the definitions read and as no one would call slow at first sight.
 Images are RGB float in 0-255 minus `MEAN` (in the published programs BGR, which changes no count). Random numbers are
@@ -273,6 +273,21 @@ def dacs_losses(
     mixed_mask = mix(mask, pseudo_labels, paste_mask)
     weights = confidence_weights(confidence, paste_mask)
     return loss_source + weighted_cross_entropy(upsample(logits[2], size), mixed_mask, weights), mixed_image
+
+
+def fourier_translation(image: Tensor, style: Tensor, beta: float) -> Tensor:
+    """FDA image after image: the whole spectra, centred, exchange the middle of their amplitudes; 0-255."""
+    translated = []
+    for source, target in zip(image, style, strict=True):
+        spectrum, wanted = (torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1)) for x in (source, target))
+        amplitude, phase = spectrum.abs(), spectrum.angle()
+        height, width = image.shape[-2:]
+        b = math.floor(min(height, width) * beta)
+        rows, columns = (slice(n // 2 - b, n // 2 + b + 1) for n in (height, width))
+        amplitude[:, rows, columns] = wanted.abs()[:, rows, columns]
+        mixed = torch.fft.ifftshift(torch.polar(amplitude, phase), dim=(-2, -1))
+        translated.append(torch.fft.ifft2(mixed).real)
+    return torch.stack(translated)
 
 
 def pixel_contrast(first: Tensor, second: Tensor, scale: float) -> Tensor:

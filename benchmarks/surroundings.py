@@ -1,4 +1,4 @@
-"""What surrounds the network in a step of DACS, DSP and EHTDI: our code against its literal, naive transcription.
+"""What surrounds the network in a step of all methods: our code against its literal, naive transcription.
 
 Run as `python benchmarks/surroundings.py`. Both forms take the same inputs and random draws, in turn, in one process
 and on one thread; times are CPU times, medians over the rounds, and the ratio is the median of the paired ratios, which
@@ -37,7 +37,7 @@ from lightning_uda.pseudo_labels import BatchConfidence, pseudo_label
 from lightning_uda.resize import upsample
 from lightning_uda.step import Labels, to_float
 from lightning_uda.terms import FeatureMMD
-from lightning_uda.translation import ColorJitter, GaussianBlur, StrongAugmentation
+from lightning_uda.translation import ColorJitter, FourierTranslation, GaussianBlur, StrongAugmentation
 
 NUM_CLASSES, BATCH, BETA, TAIL, ALPHA = 19, 2, 0.8, 2, 0.99
 FREQUENCY = (36.9, 6.1, 22.8, 0.7, 0.9, 1.2, 0.2, 0.6, 15.9, 1.2, 4.0, 1.2, 0.2, 7.0, 0.3, 0.3, 0.3, 0.2, 0.4)
@@ -218,6 +218,16 @@ def blur_sides(x: Inputs) -> tuple[Side, Side]:
     return lambda: (naive.gaussian_blur(images[0], seeded()),), lambda: (blur(images[1], seeded()),)
 
 
+def fourier_sides(x: Inputs) -> tuple[Side, Side]:
+    """FDA of two images, beta 0.01."""
+    translation, images = FourierTranslation(), (x.source_image, x.target_image)
+    floats, scaled = [image.float() for image in images], [ours(image) for image in images]
+    return (
+        lambda: (naive.fourier_translation(*floats, 0.01) - torch.tensor(naive.MEAN).view(3, 1, 1),),
+        lambda: (translation(scaled[0], seeded(), scaled[1]),),
+    )
+
+
 def pseudo_label_sides(x: Inputs) -> tuple[Side, Side]:
     """Labels and confidence of the teacher's logits."""
     logits = x.logits[1]
@@ -388,6 +398,7 @@ PIECES = {
     "mixing": Piece(mixing_sides, 3, 16, Agreement(1e-4, "of 255", in_images)),
     "colour jitter": Piece(jitter_sides, 3, 50, OF_255),
     "Gaussian blur": Piece(blur_sides, 20, 30, OF_255),
+    "Fourier": Piece(fourier_sides, 5, 40, OF_255),
     "pseudo label": Piece(pseudo_label_sides, 1, 90, Agreement(1e-5, "confidence", with_ties)),
     "source CE": Piece(source_ce_sides, 4, 130, GRADIENT),
     "weighted CE": Piece(weighted_ce_sides, 1, 130, GRADIENT),

@@ -1,6 +1,13 @@
-"""Pseudo-labels and the pixel weights made from their confidence: plain torch."""
+"""Pseudo-labels and the weights of pixels and classes made from their confidence: plain torch."""
 
 from lightning_uda.pseudo_labels.alignment import DistributionAlignment
+from lightning_uda.pseudo_labels.class_weights import (
+    ClassWeighting,
+    DynamicClassWeights,
+    FixedClassWeights,
+    class_counts,
+    dynamic_weights,
+)
 from lightning_uda.pseudo_labels.confidence import (
     BatchConfidence,
     ConfidenceWeighting,
@@ -14,12 +21,17 @@ from lightning_uda.pseudo_labels.confidence import (
 
 __all__ = [
     "BatchConfidence",
+    "ClassWeighting",
     "ConfidenceWeighting",
     "DistributionAlignment",
+    "DynamicClassWeights",
+    "FixedClassWeights",
     "ImageConfidence",
     "PixelConfidence",
     "PixelWeighting",
     "UniformWeights",
+    "class_counts",
+    "dynamic_weights",
     "pseudo_label",
     "unpasted_mean",
 ]

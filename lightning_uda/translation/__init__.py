@@ -1,5 +1,6 @@
 """Image translation and photometric augmentation behind one interface, and the random crops of views."""
 
+from lightning_uda.translation.fourier import FourierTranslation, exchange_amplitudes
 from lightning_uda.translation.photometric import (
     ColorJitter,
     GaussianBlur,
@@ -12,6 +13,7 @@ from lightning_uda.translation.view_jitter import Grey, HSVJitter, KernelBlur, V
 
 __all__ = [
     "ColorJitter",
+    "FourierTranslation",
     "GaussianBlur",
     "Grey",
     "HSVJitter",
@@ -23,4 +25,5 @@ __all__ = [
     "ViewJitter",
     "crop_images",
     "crop_labels",
+    "exchange_amplitudes",
 ]
