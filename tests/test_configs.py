@@ -81,7 +81,10 @@ SMALL_CROPS = ["--model.crop.size", "[32, 32]"]
 def small_benchmark(config, top):
     """Options that bring a published experiment down to small images and a small network."""
     source, target = config.parent.name.split("_to_")
-    networks = {"fcn8s": SMALL["fcn8s_vgg16"], "wide": SMALL["wide_resnet38"]}
+    networks = {
+        **{"fcn8s": SMALL["fcn8s_vgg16"], "wide": SMALL["wide_resnet38"]},
+        "daformer": [*SMALL["daformer_mit_b5"], "--data.source_sampling.min_pixels", "0"],
+    }
     arguments = [*networks.get(config.stem.split("_")[0], SMALL["deeplab_v2_resnet101"])]
     for name, folder in (("source", source), ("target", target), ("val", target)):
         arguments += [f"--data.{name}.root", str(top / folder)]
@@ -116,7 +119,7 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
         arguments += small_benchmark(config, benchmarks)
     if read(config)["model"]["class_path"] == "SelfTraining":
         arguments += small_rounds(config.parent.name)
-    if config.parent.name == "minicity" and any(name in config.stem for name in ("dsp", "alignment", "rare")):
+    if config.parent.name == "minicity" and any(name in config.stem for name in ("dsp", "alignment", "rare", "daformer")):
         arguments += ["--data.source.length", "60", "--data.target.length", "60"]
     monkeypatch.chdir(tmp_path)
     cli = run_trainer(arguments)

@@ -254,12 +254,13 @@ def test_points_are_trained_in_processes_of_their_own_without_wandb(config, tmp_
 
 def test_shipped_sweeps_are_those_of_the_papers():
     grids = {path.stem: read_sweep(path) for path in SHIPPED}
-    names = ("dsp_beta", "dsp_k", "cbst_portion")
+    names = ("dsp_beta", "dsp_k", "cbst_portion", "ehtdi_tau")
     assert set(grids) == {*names, *(f"minicity_{name}" for name in names)}
     portions = "model.init_args.rounds.init_args.portions"
     swept = {
         "dsp_beta": {"model.init_args.beta": [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1]},
         "dsp_k": {"model.init_args.long_tail_k": [0, 1, 2, 3]},
+        "ehtdi_tau": {"model.init_args.htcm.init_args.tau": [0, 0.35, 0.55, 0.75, 0.95, 0.97]},
         "cbst_portion": {f"{portions}.initial": [0.1, 0.15, 0.2, 0.25, 0.3], f"{portions}.step": [0.025, 0.05, 0.1]},
     }
     for name, sweep in grids.items():
