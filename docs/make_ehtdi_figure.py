@@ -16,11 +16,11 @@ OUTPUT = Path(__file__).parent / "images" / "ehtdi.png"
 SAMPLE = 1
 TILES = (
     ("source image", "source"),
+    ("its labels", "source_mask"),
     ("target image", "target"),
-    ("mixed: source pixels on the strong target crop", "mixed_image"),
+    ("mixed_weak: source pixels on the plain target crop", "mixed_weak_image"),
+    ("mixed: the same on the jittered crop", "mixed_image"),
     ("its labels", "mixed_mask"),
-    ("mixed_weak: the same on the plain crop", "mixed_weak_image"),
-    ("source's labels", "source_mask"),
     ("htcm: confident pixels of the mix on the source crop", "htcm_image"),
     ("its labels", "htcm_mask"),
 )
