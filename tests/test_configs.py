@@ -119,7 +119,9 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
         arguments += small_benchmark(config, benchmarks)
     if read(config)["model"]["class_path"] == "SelfTraining":
         arguments += small_rounds(config.parent.name)
-    if config.parent.name == "minicity" and any(name in config.stem for name in ("dsp", "alignment", "rare", "daformer")):
+    if config.parent.name == "minicity" and any(
+        name in config.stem for name in ("dsp", "alignment", "rare", "daformer")
+    ):
         arguments += ["--data.source.length", "60", "--data.target.length", "60"]
     monkeypatch.chdir(tmp_path)
     cli = run_trainer(arguments)

@@ -21,7 +21,7 @@ STATIC_WEIGHTS = (
 class ClassWeighting(ABC):
     """How much each class counts in a loss."""
 
-    def check(self, num_classes: int) -> None:
+    def check(self, num_classes: int) -> None:  # noqa: B027  (most fit any number of classes)
         """Raises a ValueError if the weighting isn't one for that many classes; called before training."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class FixedClassWeights(ClassWeighting):
             )
         self.weights = [weight / sum(weights) for weight in weights]
 
-    def check(self, num_classes: int) -> None:
+    def check(self, num_classes: int) -> None:  # noqa: B027  (most fit any number of classes)
         """Raises a ValueError if there isn't one weight for each class."""
         if len(self.weights) != num_classes:
             raise ValueError(
