@@ -81,7 +81,7 @@ class FixedClassWeights(ClassWeighting):
             )
         self.weights = [weight / sum(weights) for weight in weights]
 
-    def check(self, num_classes: int) -> None:  # noqa: B027  (most fit any number of classes)
+    def check(self, num_classes: int) -> None:
         """Raises a ValueError if there isn't one weight for each class."""
         if len(self.weights) != num_classes:
             raise ValueError(
