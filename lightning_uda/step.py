@@ -17,9 +17,7 @@ from lightning_uda.networks.base import Classifier, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.translation import Translation
-
-Window = tuple[int, int, int, int]
-"""Part of an image: its first row and column, its height and its width, in pixels."""
+from lightning_uda.windows import Window, cut
 
 
 class Taught(Protocol):
@@ -180,7 +178,7 @@ class Step:
             image: RGB (N, 3, H, W), uint8 or float in [0, 1].
             *labels: What is taught, at least one; their losses are added up.
             opacity: As in `View`.
-            auxiliary: What all classifiers but the first are taught instead.
+            auxiliary: What auxiliary classifiers are taught instead: all that cover the whole image, but the first.
 
         Raises:
             ValueError: If there are no labels, or a view or a loss of that name is there already.
@@ -194,9 +192,11 @@ class Step:
     def cost(self, view: View, auxiliary: Taught | None = None) -> Tensor:
         """The loss, a scalar, of what a view that the student saw has for labels; see `learn`."""
         main, *others = view.classifiers
-        for_others = view.labels if auxiliary is None else (auxiliary,)
+        for_auxiliary = view.labels if auxiliary is None else (auxiliary,)
         parts = [self._loss(main, view.labels, size_of(view.image))]
-        parts += [self._loss(part, for_others, size_of(view.image)) for part in others]
+        parts += [
+            self._loss(part, view.labels if part.window else for_auxiliary, size_of(view.image)) for part in others
+        ]
         return reduce(add, parts)
 
     def look(self, name: str, image: Tensor, *labels: Taught, opacity: Tensor | None = None) -> View:
@@ -296,7 +296,8 @@ class Step:
 
     def _show(self, name: str) -> View:
         view = self.views[name]
-        view = self.views[name] = replace(view, outputs=self.student.outputs(to_float(view.image)))
+        outputs = self.student.outputs_for_training(to_float(view.image), self.generator)
+        view = self.views[name] = replace(view, outputs=outputs)
         return view
 
     def _loss(self, classifier: Classifier, labels: Sequence[Taught], size: tuple[int, int]) -> Tensor:
@@ -363,9 +364,3 @@ class Term(nn.Module):
 def to_float(image: Tensor) -> Tensor:
     """Images uint8 (N, 3, H, W) as float32 in [0, 1]; floating-point images as they are."""
     return image if image.is_floating_point() else image.to(torch.float32).div_(255)
-
-
-def cut(tensor: Tensor, window: Window) -> Tensor:
-    """A part of images or maps (..., H, W), which shares their memory."""
-    top, left, height, width = window
-    return tensor[..., top : top + height, left : left + width]

@@ -25,7 +25,7 @@ ROOMS = [
     ["datasets"],
     ["data"],
     ["mixing", "pseudo_labels", "translation", "inference", "metrics", "optim"],
-    ["tables", "checkpoints"],
+    ["tables", "windows", "checkpoints"],
     ["label_spaces", "resize", "files", "precision", "includes"],
 ]
 """From the top of the house to its ground floor; a file imports from rooms below its own, and from its own."""

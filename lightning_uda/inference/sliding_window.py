@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_uda.inference.policies import Inference, Scores, aligns_corners
 from lightning_uda.resize import upsample
+from lightning_uda.windows import window_starts
 
 
 class SlidingWindow(Inference):
@@ -68,12 +69,6 @@ class SlidingWindow(Inference):
         coverage = torch.outer(_covered(rows, height, sizes[0]), _covered(columns, width, sizes[1]))
         mean = total.div_(coverage.to(total.device))
         return lambda size: upsample(mean, size, align_corners)
-
-
-def window_starts(whole: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along a side: multiples of the stride, the last one moved back to the border."""
-    last = whole - window
-    return [*range(0, last, stride), last]
 
 
 def _covered(starts: Sequence[int], window: int, whole: int) -> Tensor:

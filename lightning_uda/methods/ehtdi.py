@@ -15,7 +15,7 @@ from lightning_uda.methods.base import TeacherModule
 from lightning_uda.mixing import ClassPool, PasteMask, paste
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import size_of, upsample
-from lightning_uda.step import Labels, Step, to_float
+from lightning_uda.step import Labels, Step, View, to_float
 from lightning_uda.terms import ConfidentPaste, PixelContrast, PrototypeContrast
 from lightning_uda.translation import GaussianBlur, RandomApply, RandomResizedCrop, Translation, ViewJitter
 
@@ -49,8 +49,8 @@ class EHTDI(TeacherModule):
         pseudo_labels_of: Who labels whole target images: the "student" in train mode (the published program), or the
             "teacher".
         auxiliary_labels: What auxiliary classifiers learn on the mix: "predicted", the student's labels of the weak
-            view, of the mean probability of all its classifiers (the published program), or "mixed", the same as the
-            main one.
+            view, of the mean probability of all its classifiers of whole images (the published program), or "mixed",
+            the same as the main one.
         evaluate: As in `TeacherModule`; the teacher (decay 0.999) serves for evaluation alone.
         **common: As in `TeacherModule`. `init_from` is the paper's warm-up, a source-only run.
     """
@@ -140,10 +140,15 @@ class EHTDI(TeacherModule):
 
     def _for_auxiliary(self, step: Step) -> Labels | None:
         """What auxiliary classifiers learn on the mix, where it isn't what the main one learns."""
-        if self.auxiliary_labels == "mixed" or len(step.views["source"].classifiers) == 1:
+        if self.auxiliary_labels == "mixed" or len(_of_whole_images(step.views["source"])) == 1:
             return None
         view = step.seen("mixed_weak")
         with torch.no_grad():
             size = size_of(view.image)
-            probs = (upsample(x.logits, size, self.student.align_corners).softmax(dim=1) for x in view.classifiers)
+            probs = (upsample(x, size, self.student.align_corners).softmax(dim=1) for x in _of_whole_images(view))
             return Labels(reduce(add, probs).argmax(dim=1), self.mixed_weight)
+
+
+def _of_whole_images(view: View) -> list[Tensor]:
+    """Logits of the classifiers that cover the whole image, the main one first."""
+    return [classifier.logits for classifier in view.classifiers if classifier.window is None]

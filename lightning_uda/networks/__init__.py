@@ -23,6 +23,7 @@ from lightning_uda.networks.heads import (
     LinearHead,
     SegFormerHead,
 )
+from lightning_uda.networks.hrda import HRDA
 from lightning_uda.networks.published import Published, read_published
 from lightning_uda.networks.weights import (
     ClassRows,
@@ -37,6 +38,7 @@ from lightning_uda.networks.wide_resnet38 import WideResNet38
 
 __all__ = [
     "ASPP",
+    "HRDA",
     "VGG",
     "ASPPClassifier",
     "Auxiliary",

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_uda.windows import Window
+
 BatchNormPolicy = Literal["train", "frozen_affine", "frozen_statistics", "eval"]
 
 
@@ -23,7 +25,7 @@ class Classifier(NamedTuple):
 
     logits: Tensor
     weight: float = 1.0
-    window: tuple[int, int, int, int] | None = None
+    window: Window | None = None
 
 
 class Outputs(NamedTuple):
@@ -133,6 +135,15 @@ class SegmentationNetwork(nn.Module, ABC):
     @abstractmethod
     def outputs(self, image: Tensor) -> Outputs:
         """All that is to be taught, of RGB images (N, 3, H, W) in [0, 1], and the feature levels."""
+
+    def outputs_for_training(self, image: Tensor, generator: torch.Generator) -> Outputs:
+        """What a training step teaches; `outputs`, but where a network shows itself a part that is drawn at random.
+
+        Args:
+            image: RGB (N, 3, H, W) in [0, 1].
+            generator: Source of all random choices, on the CPU. Dropout and its kin don't draw from it.
+        """
+        return self.outputs(image)
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature levels, fine to coarse, of RGB images (N, 3, H, W) in [0, 1]."""

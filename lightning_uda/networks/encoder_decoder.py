@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -60,6 +60,9 @@ class EncoderDecoder(SegmentationNetwork):
         WeightsError: If weights can't be read, don't fit, or are those of a network that only looks alike.
     """
 
+    heads: ClassVar[tuple[str, ...]] = ("classifier.", "auxiliary.")
+    """Beginnings of the names of the parts that stand on the backbone, which a file of weights needn't hold."""
+
     def __init__(
         self,
         num_classes: int,
@@ -88,7 +91,7 @@ class EncoderDecoder(SegmentationNetwork):
         self.classifier = self._build(head, len(self.channels))
         self.auxiliary = nn.ModuleList(self._build(each.head, self._given(each)) for each in auxiliary)
         self.random_weights = backbone.random_weights
-        self.names = {name: name for name in ("backbone.", "classifier.", "auxiliary.")} | dict(backbone.saved_names)
+        self.names = {name: name for name in ("backbone.", *self.heads)} | dict(backbone.saved_names)
         self.class_rows = tuple(self._class_rows())
         self.register_state_dict_post_hook(_to_saved_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_saved_names)  # type: ignore[no-untyped-call]
@@ -98,15 +101,7 @@ class EncoderDecoder(SegmentationNetwork):
             each.head.initialize(classifier)
         self._loaded: list[str] = []
         if weights is not None:
-            report = copy_weights(
-                self,
-                backbone.translate(read_weights(weights), weights),
-                source=weights,
-                min_share=min_loaded,
-                optional_prefixes=(self.names["classifier."], self.names["auxiliary."]),
-                prefix=self.names["backbone."],
-            )
-            self._loaded = [f"weights: {weights}: {report}; licence: {backbone.licence_of(weights)}"]
+            self._load(weights, min_loaded)
         if checkpointing:
             self._recompute_blocks()
         self.apply_batch_norm_policy()
@@ -121,6 +116,13 @@ class EncoderDecoder(SegmentationNetwork):
         logits: Tensor = self.classifier(levels)
         return logits
 
+    def decode_auxiliary(self, levels: Sequence[Tensor]) -> tuple[Classifier, ...]:
+        """What the auxiliary classifiers make of feature levels, with their weights."""
+        return tuple(
+            Classifier(classifier(levels[: self._given(each)]), each.weight)
+            for each, classifier in zip(self.auxiliary_heads, self.auxiliary, strict=True)
+        )
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
         return self.decode(self.encode(image))
@@ -128,11 +130,7 @@ class EncoderDecoder(SegmentationNetwork):
     def outputs(self, image: Tensor) -> Outputs:
         """The main classifier's logits, then those of the auxiliary ones with their weights."""
         levels = self.encode(image)
-        auxiliary = (
-            Classifier(classifier(levels[: self._given(each)]), each.weight)
-            for each, classifier in zip(self.auxiliary_heads, self.auxiliary, strict=True)
-        )
-        return Outputs((Classifier(self.decode(levels)), *auxiliary), levels)
+        return Outputs((Classifier(self.decode(levels)), *self.decode_auxiliary(levels)), levels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of the backbone, "classifier" and "auxiliary" (`classifier_lr_scale` times the base rate)."""
@@ -151,6 +149,17 @@ class EncoderDecoder(SegmentationNetwork):
             for each in self.auxiliary_heads
         )
         return [*self.backbone.notes(), *self._loaded, *self.head.notes(), *auxiliary]
+
+    def _load(self, weights: str, min_loaded: float) -> None:
+        report = copy_weights(
+            self,
+            self.backbone.translate(read_weights(weights), weights),
+            source=weights,
+            min_share=min_loaded,
+            optional_prefixes=[self.names[head] for head in self.heads],
+            prefix=self.names["backbone."],
+        )
+        self._loaded = [f"weights: {weights}: {report}; licence: {self.backbone.licence_of(weights)}"]
 
     def _recompute_blocks(self) -> None:
         blocks = list(self.backbone.blocks())

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_uda.inference import SlidingWindow, WholeImage
-from lightning_uda.inference.sliding_window import window_starts
+from lightning_uda.windows import window_starts
 from tests.inference.networks import Recorder, images, pointwise, strided
 
 
