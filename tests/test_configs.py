@@ -72,6 +72,8 @@ SMALL = {
     "daformer_dinov3_base": small_backbone("--model.network.backbone.name", "vit_small_patch16_dinov3"),
     "daformer_dinov3_convnext_tiny": small_backbone("--model.network.backbone.name", "convnext_atto"),
     "deeplab_v2_resnet101_v1c": small_backbone("--model.network.backbone.name", "resnet18"),
+    "hrda_mit_b5": small_backbone("--model.network.backbone.size", "b0"),
+    "hrda_resnet101_v1c": small_backbone("--model.network.backbone.name", "resnet18"),
 }
 """Options that bring a network of the papers down to one for a test."""
 SMALL_CROPS = ["--model.crop.size", "[32, 32]"]
@@ -157,10 +159,12 @@ def test_axes_compose(axes, tmp_path, monkeypatch):
 
 PUBLISHED_SIZES = {
     "daformer_mit_b5": 81_443_008 + 3_712_275,
+    "hrda_mit_b5": 81_443_008 + 3_712_275 + 256 * (64 + 128 + 320 + 512 + 4) + 256 * (4 * 256 + 2) + 256 * 19 + 19,
     "linear_dinov2_base": (86_580_480 - 768) + 2 * 768 + (768 * 19 + 19),
     "daformer_dinov2_large": (304_368_640 - 1024) + 4 * (1024 * 256 + 256) + 3_449_107,
 }
-"""Weights of backbones as published, DINOv2's without mask tokens, and of heads as in section 7.6 of T2S-DA's spec."""
+"""Weights of backbones as published, DINOv2's without mask tokens, of heads as in section 7.6 of T2S-DA's spec, and of
+HRDA's attention: four linear layers to 256 channels, a 1x1 convolution of all with BatchNorm, another to the classes."""
 
 
 def random_weights(config):
@@ -200,7 +204,7 @@ HEADS = [
 @pytest.mark.parametrize("other", range(3))
 @pytest.mark.parametrize(
     "path",
-    [p for p in sorted((CONFIGS / "network").glob("*.yaml")) if read(p)["class_path"] == "EncoderDecoder"],
+    [p for p in sorted((CONFIGS / "network").glob("*.yaml")) if read(p)["class_path"] in ("EncoderDecoder", "HRDA")],
     ids=lambda path: path.stem,
 )
 def test_of_an_earlier_network_nothing_shines_through(path, other, tmp_path):
@@ -213,8 +217,12 @@ def test_of_an_earlier_network_nothing_shines_through(path, other, tmp_path):
         **{"auxiliary": [{"head": "ASPP"}], "weights": "x.pth", "batch_norm": "eval", "classifier_lr_scale": 3.0},
         **{"min_loaded": 0.5, "align_corners": True, "checkpointing": True, "num_classes": 19},
     }
-    earlier["backbone"]["init_args"]["pretrained"] = path.stem == "segformer_mit_b0"
-    (tmp_path / "earlier.yaml").write_text(json.dumps({"class_path": "EncoderDecoder", "init_args": earlier}))
+    if (kind := read(path)["class_path"]) == "HRDA":
+        del earlier["align_corners"]
+        earlier |= {"attention": earlier["head"], "scale": 0.25, "multiple": 4, "detail_weight": 0.7}
+        earlier["windows_at_once"] = 7
+    earlier["backbone"]["init_args"]["pretrained"] = not read(path)["init_args"]["backbone"]["init_args"]["pretrained"]
+    (tmp_path / "earlier.yaml").write_text(json.dumps({"class_path": kind, "init_args": earlier}))
     parser = LightningArgumentParser()
     parser.add_subclass_arguments(SegmentationNetwork, "network")
     alone = parser.parse_args(["--network", str(path), "--network.num_classes", "19"])

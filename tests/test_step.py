@@ -111,6 +111,22 @@ def test_every_classifier_is_taught_on_its_part_of_the_image():
     assert torch.allclose(step.loss, expected)
 
 
+def test_a_classifier_of_a_part_is_no_auxiliary_one():
+    """What EHTDI teaches auxiliary classifiers is for those of the whole image."""
+
+    class ThreeHeads(TwoHeads):
+        def outputs(self, image):
+            classifiers, features = super().outputs(image)
+            return Outputs((*classifiers, Classifier(2 * image, 0.5)), features)
+
+    torch.manual_seed(0)
+    image, mask, other = torch.rand(2, 3, 8, 12), *torch.randint(0, 3, (2, 2, 8, 12))
+    step = step_of(ThreeHeads())
+    step.learn("mixed", image, Labels(mask), auxiliary=Labels(other))
+    expected = F.cross_entropy(image, mask) + 0.25 * F.cross_entropy(image[..., 2:6, 4:12], mask[:, 2:6, 4:12])
+    assert torch.allclose(step.loss, expected + 0.5 * F.cross_entropy(2 * image, other))
+
+
 def test_soft_labels_are_cropped_to_the_part_too():
     torch.manual_seed(0)
     image, probs, valid = torch.rand(2, 3, 8, 12), torch.rand(2, 3, 8, 12).softmax(1), torch.rand(2, 8, 12) > 0.5

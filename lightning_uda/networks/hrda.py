@@ -179,7 +179,7 @@ class HRDA(EncoderDecoder):
         """Logits of each part of the image, a few parts at a time."""
         for first in range(0, len(windows), self.windows_at_once):
             some = windows[first : first + self.windows_at_once]
-            yield from self._scores(torch.cat([cut(image, window) for window in some])).split(len(image))
+            yield from self._scores(torch.cat([cut(image, window) for window in some])).chunk(len(some))
 
     def _sliding_windows(self, image: Tensor) -> list[Window]:
         """Parts that cover the image, in steps of half their size, rounded down to `multiple`."""
