@@ -53,6 +53,8 @@ def small_backbone(*options):
     return ["--model.network.backbone.pretrained", "false", *options]
 
 
+AT_TWO_SCALES = [part for name in ("source", "target", "val") for part in (f"--data.{name}.size", "[64, 128]")]
+"""Options that give images whose halves MiT takes: its sides have 32 pixels or more."""
 SMALL = {
     "deeplab_v2_efficientnet_lite0": ["--model.network.weights", "null"],
     "deeplab_v2_resnet50": ["--model.network.pretrained", "false"],
@@ -72,7 +74,8 @@ SMALL = {
     "daformer_dinov3_base": small_backbone("--model.network.backbone.name", "vit_small_patch16_dinov3"),
     "daformer_dinov3_convnext_tiny": small_backbone("--model.network.backbone.name", "convnext_atto"),
     "deeplab_v2_resnet101_v1c": small_backbone("--model.network.backbone.name", "resnet18"),
-    "hrda_mit_b5": small_backbone("--model.network.backbone.size", "b0"),
+    "hrda_mit_b0": AT_TWO_SCALES,
+    "hrda_mit_b5": small_backbone("--model.network.backbone.size", "b0", *AT_TWO_SCALES),
     "hrda_resnet101_v1c": small_backbone("--model.network.backbone.name", "resnet18"),
 }
 """Options that bring a network of the papers down to one for a test."""
@@ -164,7 +167,7 @@ PUBLISHED_SIZES = {
     "daformer_dinov2_large": (304_368_640 - 1024) + 4 * (1024 * 256 + 256) + 3_449_107,
 }
 """Weights of backbones as published, DINOv2's without mask tokens, of heads as in section 7.6 of T2S-DA's spec, and of
-HRDA's attention: four linear layers to 256 channels, a 1x1 convolution of all with BatchNorm, another to the classes."""
+HRDA's attention: four linear layers to 256 channels, a 1x1 convolution of all with BatchNorm, one to the classes."""
 
 
 def random_weights(config):
@@ -217,11 +220,12 @@ def test_of_an_earlier_network_nothing_shines_through(path, other, tmp_path):
         **{"auxiliary": [{"head": "ASPP"}], "weights": "x.pth", "batch_norm": "eval", "classifier_lr_scale": 3.0},
         **{"min_loaded": 0.5, "align_corners": True, "checkpointing": True, "num_classes": 19},
     }
-    if (kind := read(path)["class_path"]) == "HRDA":
+    kind, settings = read(path)["class_path"], read(path)["init_args"]
+    if kind == "HRDA":
         del earlier["align_corners"]
         earlier |= {"attention": earlier["head"], "scale": 0.25, "multiple": 4, "detail_weight": 0.7}
         earlier["windows_at_once"] = 7
-    earlier["backbone"]["init_args"]["pretrained"] = not read(path)["init_args"]["backbone"]["init_args"]["pretrained"]
+    earlier["backbone"]["init_args"]["pretrained"] = not settings["backbone"]["init_args"]["pretrained"]
     (tmp_path / "earlier.yaml").write_text(json.dumps({"class_path": kind, "init_args": earlier}))
     parser = LightningArgumentParser()
     parser.add_subclass_arguments(SegmentationNetwork, "network")
