@@ -193,7 +193,26 @@ def test_methods_train_on_it_and_evaluate_it_in_windows(method):
     network = hrda(11, auxiliary=[Auxiliary(SegFormerHead(4), -2, 0.1)])
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     more = {DACS: {}, DSP: {"long_tail_classes": 2}, EHTDI: {"crop": EHTDI_CROP}}[method]
-    module = method(network=network, label_space="camvid", inference=SlidingWindow((32, 32), (16, 16)), **more)
+    trainer = train(method, network, inference=SlidingWindow((32, 32), (16, 16)), **more)
+    assert trainer.global_step == 2
+    assert 0 <= trainer.callback_metrics["val/miou"] <= 100
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == set(before)
+
+
+def test_the_part_is_no_auxiliary_classifier_to_ehtdi():
+    networks = hrda(11), hrda(11)
+    for network, labels in zip(networks, ("predicted", "mixed"), strict=True):
+        torch.manual_seed(0)
+        inference = SlidingWindow((32, 32), (32, 32))
+        train(EHTDI, network, crop=EHTDI_CROP, auxiliary_labels=labels, mixed_weight=1.0, inference=inference)
+    first, second = (network.state_dict() for network in networks)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def train(method, network, **settings):
+    """Two steps and a validation, on images that don't fit the network as a whole."""
+    module = method(network=network, label_space="camvid", **settings)
     data = tiny_data(
         source=TinyDataset(size=(48, 64)),
         target=TinyDataset(size=(48, 64), seed=1),
@@ -202,10 +221,7 @@ def test_methods_train_on_it_and_evaluate_it_in_windows(method):
     )
     trainer = Trainer(max_steps=2, val_check_interval=2, check_val_every_n_epoch=None, **QUIET)
     trainer.fit(module, datamodule=data)
-    assert trainer.global_step == 2
-    assert 0 <= trainer.callback_metrics["val/miou"] <= 100
-    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == set(before)
+    return trainer
 
 
 # A network as others are
