@@ -9,7 +9,7 @@ from torch import nn
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.inference import SlidingWindow
 from lightning_uda.label_spaces import CITYSCAPES, CITYSCAPES16
-from lightning_uda.methods import DACS, DSP, EHTDI
+from lightning_uda.methods import DACS, DSP, EHTDI, DAFormer
 from lightning_uda.networks import (
     ASPP,
     HRDA,
@@ -22,6 +22,7 @@ from lightning_uda.networks import (
 )
 from lightning_uda.networks.hrda import fuse
 from lightning_uda.step import Labels, Step
+from lightning_uda.terms import FeatureDistance
 from lightning_uda.translation import RandomResizedCrop
 from lightning_uda.windows import mean_of_windows, place
 from tests.fixtures.tiny import TinyDataset, tiny_data
@@ -29,6 +30,7 @@ from tests.networks.test_checkpoints import checkpoint_of, random_network
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 EHTDI_CROP = RandomResizedCrop((32, 32))
+DAFORMER = {"ignore_top": 2, "ignore_bottom": 4, "feature_distance": FeatureDistance(classes=(0, 1, 2), min_share=0.2)}
 
 
 def backbone():
@@ -188,11 +190,11 @@ def test_weights_of_16_bits_work_too():
         assert network(torch.rand(2, 3, 32, 64)).isfinite().all()
 
 
-@pytest.mark.parametrize("method", [DACS, DSP, EHTDI])
+@pytest.mark.parametrize("method", [DACS, DSP, EHTDI, DAFormer])
 def test_methods_train_on_it_and_evaluate_it_in_windows(method):
     network = hrda(11, auxiliary=[Auxiliary(SegFormerHead(4), -2, 0.1)])
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    more = {DACS: {}, DSP: {"long_tail_classes": 2}, EHTDI: {"crop": EHTDI_CROP}}[method]
+    more = {DACS: {}, DSP: {"long_tail_classes": 2}, EHTDI: {"crop": EHTDI_CROP}, DAFormer: DAFORMER}[method]
     trainer = train(method, network, inference=SlidingWindow((32, 32), (16, 16)), **more)
     assert trainer.global_step == 2
     assert 0 <= trainer.callback_metrics["val/miou"] <= 100
