@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-demo: $(READY)  ## Train source-only and DACS on the embedded benchmark and show the report (about 8 minutes)
+demo: $(READY)  ## Train source-only and DACS on the embedded benchmark and show the report (ten to fifteen minutes)
 	@echo "1/3  source only: training on labelled game-like scenes"
 	@$(BIN)/lightning-uda fit --config configs/demo/source_only.yaml
 	@echo "2/3  DACS: the same, and camera-like scenes without labels"

@@ -1,7 +1,7 @@
 """The methods: one LightningModule each."""
 
 from lightning_uda.methods.ada_bn import AdaBN
-from lightning_uda.methods.base import TeacherModule, UDAModule
+from lightning_uda.methods.base import UDAModule
 from lightning_uda.methods.dacs import DACS
 from lightning_uda.methods.daformer import DAFormer
 from lightning_uda.methods.dsp import DSP
@@ -10,6 +10,7 @@ from lightning_uda.methods.mean_teacher import MeanTeacher
 from lightning_uda.methods.naive_class_mix import NaiveClassMix
 from lightning_uda.methods.self_training import SelfTraining
 from lightning_uda.methods.source_only import SourceOnly
+from lightning_uda.methods.teacher import TeacherModule
 
 __all__ = [
     "DACS",

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import rich
@@ -18,7 +18,6 @@ from rich.panel import Panel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.files import NOTES_FILE, STOPPED_EARLY
 from lightning_uda.inference import Inference, WholeImage
@@ -27,8 +26,7 @@ from lightning_uda.metrics import Confusion, Scoring, in_scope, iou_per_class, m
 from lightning_uda.networks.base import SegmentationNetwork, parameter_group
 from lightning_uda.networks.checkpoints import start_from
 from lightning_uda.networks.weights import require_finite
-from lightning_uda.optim import Poly, Schedule
-from lightning_uda.pseudo_labels import pseudo_label
+from lightning_uda.optim import Poly, Schedule, describe_updates
 from lightning_uda.resize import Size, size_of
 from lightning_uda.step import Step, Term, View, to_float
 
@@ -396,56 +394,3 @@ class UDAModule(LightningModule):
         """All matrices: of all pixels at the size of the labels (`None`), and of the further scopes of `scoring`."""
         others = cast(Mapping[str, Confusion], self.further_confusions)
         return {None: self.confusion, **dict(others.items())}
-
-
-class TeacherModule(UDAModule):
-    """Base of the methods with a teacher: a frozen copy of the student, moved by the `EMATeacher` callback.
-
-    Args:
-        evaluate: Which network validation, test and prediction run: "student" (DACS) or "teacher".
-        **common: As in `UDAModule`; the teacher starts as a copy of `network`.
-    """
-
-    teacher: SegmentationNetwork
-
-    def __init__(self, *, evaluate: Literal["student", "teacher"] = "student", **common: Any) -> None:
-        super().__init__(**common)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.evaluate = evaluate
-
-    def take_over(self, path: str) -> None:
-        """Starts the student from the checkpoint of an earlier run, and the teacher as its copy again."""
-        super().take_over(path)
-        self.teacher.load_state_dict(self.student.state_dict())
-
-    def configure_callbacks(self) -> list[Callback]:
-        """An `EMATeacher`, unless the trainer has one already."""
-        return [] if self.has_callback(EMATeacher) else [EMATeacher()]
-
-    def evaluated_network(self) -> SegmentationNetwork:
-        """The student or the teacher, as `evaluate` says."""
-        return self.student if self.evaluate == "student" else self.teacher
-
-    def pseudo_label(self, image: Tensor, alignment: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """The teacher's labels of images and its confidence in them; see `pseudo_labels.pseudo_label`.
-
-        Args:
-            image: RGB (N, 3, H, W), uint8 or float in [0, 1].
-            alignment: What is done to the probabilities (N, C, H, W) before.
-
-        Returns:
-            Labels, int64 (N, H, W), and confidence, float32 (N, H, W).
-        """
-        logits = self.teacher(to_float(image))
-        return pseudo_label(logits, size_of(image), alignment, self.teacher.align_corners)
-
-
-def describe_updates(optimizer: torch.optim.Optimizer) -> str:
-    """An optimiser in words: its class, and how often it updates a parameter in a step."""
-    name = type(optimizer).__name__ + (" with Nesterov momentum" if optimizer.defaults.get("nesterov") else "")
-    repeats = sorted(
-        {group["update_repeats"] for group in optimizer.param_groups if "update_repeats" in optimizer.defaults}
-    )
-    if len(repeats) > 1 or repeats not in ([], [1]):
-        return f"{name}, {'/'.join(map(str, repeats))} updates per step (reference)"
-    return f"{name}, one update per step (clean)"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_uda.methods.base import TeacherModule
+from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, PasteMask, paste
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting, unpasted_mean
 from lightning_uda.step import Labels, Step, to_float

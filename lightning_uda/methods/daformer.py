@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
-from lightning_uda.methods.base import TeacherModule
+from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, PasteMask, paste
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting, unpasted_mean
 from lightning_uda.step import Labels, Step, to_float

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_uda.callbacks.long_tail import LongTailStatistics
 from lightning_uda.label_spaces import IGNORE_INDEX
-from lightning_uda.methods.base import TeacherModule
+from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, ConfidenceConsistency, Consistency, PasteMask, paste, paste_tail, soft_paste
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting
 from lightning_uda.step import Labels, Step, to_float

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_uda.callbacks.ema_teacher import EMATeacher
-from lightning_uda.methods.base import TeacherModule
+from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassPool, PasteMask, paste
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import size_of, upsample

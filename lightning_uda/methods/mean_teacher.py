@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_uda.methods.base import TeacherModule
+from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.translation import StrongAugmentation, Translation

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_uda.callbacks.alignment_prior import AlignmentPrior
-from lightning_uda.methods.base import TeacherModule
+from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, PasteMask, paste
 from lightning_uda.pseudo_labels import BatchConfidence, DistributionAlignment, PixelWeighting
 from lightning_uda.step import Labels, Step, to_float

@@ -1,6 +1,6 @@
 """Learning-rate schedules and optimisers that PyTorch lacks."""
 
-from lightning_uda.optim.repeated_sgd import RepeatedSGD
+from lightning_uda.optim.repeated_sgd import RepeatedSGD, describe_updates
 from lightning_uda.optim.schedules import Constant, Poly, Schedule
 
-__all__ = ["Constant", "Poly", "RepeatedSGD", "Schedule"]
+__all__ = ["Constant", "Poly", "RepeatedSGD", "Schedule", "describe_updates"]

@@ -57,3 +57,14 @@ class RepeatedSGD(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(param)
         buffer: torch.Tensor = state["momentum_buffer"]
         return buffer
+
+
+def describe_updates(optimizer: torch.optim.Optimizer) -> str:
+    """An optimiser in words: its class, and how often it updates a parameter in a step."""
+    name = type(optimizer).__name__ + (" with Nesterov momentum" if optimizer.defaults.get("nesterov") else "")
+    repeats = sorted(
+        {group["update_repeats"] for group in optimizer.param_groups if "update_repeats" in optimizer.defaults}
+    )
+    if len(repeats) > 1 or repeats not in ([], [1]):
+        return f"{name}, {'/'.join(map(str, repeats))} updates per step (reference)"
+    return f"{name}, one update per step (clean)"
