@@ -149,6 +149,7 @@ def test_the_central_box_is_that_of_albumentations(frame):
     crop = RandomResizedCrop((64, 64), scale, (1.0, 1.25) if frame == (100, 100) else (3 / 4, 4 / 3))
     boxes = crop.draw(3, *frame, torch.Generator().manual_seed(0))
     transform = A.RandomResizedCrop((64, 64), scale=scale, ratio=crop.ratio)
+    transform.set_random_seed(1)  # of some seeds a draw fits by rounding
     left, top, right, bottom = transform.get_params_dependent_on_data({"shape": frame}, {})["crop_coords"]
     assert boxes.tolist() == [[top, left, bottom - top, right - left]] * 3
 
