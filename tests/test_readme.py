@@ -92,7 +92,7 @@ def test_linked_files_exist():
 
 @pytest.mark.slow
 def test_the_demo_as_a_visitor_runs_it(tmp_path):
-    """`make demo` in full (eight minutes or more), from a clone."""
+    """`make demo` in full (ten minutes or more), from a clone."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
     (tmp_path / "clone/.venv").symlink_to(ROOT / ".venv")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "clone")}
