@@ -335,7 +335,7 @@ def pull(
     raw = features[1].permute(0, 2, 3, 1)
     gamma = torch.quantile(confidence.flatten(), 0.5)
     total = queries.new_zeros(())
-    for c in range(NUM_CLASSES):
+    for c in range(len(weights)):
         mask = labels == c
         if not mask.any():
             continue
@@ -345,7 +345,6 @@ def pull(
         q = queries[mask][query]
         negatives = torch.cat([near[chosen_near], far[chosen_far]])
         positive = F.normalize(raw[mask].mean(dim=0), dim=0)
-        keys = torch.cat([positive.expand(len(q), 1, -1), negatives.expand(len(q), -1, -1)], dim=1)
-        logits = torch.cosine_similarity(q.unsqueeze(1), keys, dim=2) / 0.2
+        logits = torch.cat([(q * positive).sum(dim=1, keepdim=True), q @ negatives.T], dim=1) / 0.2
         total = total + weights[c] * F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
     return total

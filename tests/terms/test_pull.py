@@ -20,8 +20,6 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-
-
 @pytest.mark.parametrize("n", [64, 128, 256])
 def test_query_counts_are_the_reference(golden, n):
     g = golden("t2sda_sampling")
@@ -65,8 +63,6 @@ def test_the_ends_of_the_percentile_are_the_least_and_the_greatest():
     confidence = torch.rand(2, 3, 4, generator=seeded())
     assert percentile(confidence, 0.0).item() == confidence.min()
     assert percentile(confidence, 1.0).item() == confidence.max()
-
-
 
 
 def drawn_sets(source, target, classes, **settings):
@@ -147,8 +143,6 @@ def test_draws_are_the_same_for_the_same_generator(golden):
     first, second, other = (draw(source, source, 19, seeded(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first.negatives, other.negatives)
-
-
 
 
 def reference_draws(g):
@@ -266,8 +260,6 @@ def test_squared_distances_are_two_minus_two_cosines(golden):
     classes = classes_of_queries(draws.counts, len(losses))
     cosines = F.cosine_similarity(queries[draws.queries[: len(losses)]], prototypes[classes])
     torch.testing.assert_close(losses, 2 - 2 * cosines)
-
-
 
 
 def looped_loss(queries, source, target, labels, draws, weights, tau):
@@ -393,8 +385,6 @@ def test_relu_features_bound_the_loss_from_below():
     draws = draw(labels, None, 2, seeded())
     losses = query_losses(torch.eye(2), source_prototypes(source, labels, 2), source, draws)
     torch.testing.assert_close(losses, torch.full_like(losses, np.log1p(1024 * np.exp(-5))))
-
-
 
 
 @pytest.mark.parametrize("sampling", ["cbqs", "ceqs", "random"])
