@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -28,7 +27,8 @@ def pixel_rows(features: Tensor) -> Tensor:
 
 def unit_rows(rows: Tensor) -> Tensor:
     """Rows (P, D) of length 1; those of length 0 stay 0, and send no gradient back."""
-    return F.normalize(rows, dim=1, eps=1e-12).where(rows.any(dim=1, keepdim=True), 0)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows * torch.where(lengths > 0, 1 / lengths.clamp(min=1e-12), 0)
 
 
 def source_prototypes(rows: Tensor, labels: Tensor, num_classes: int, norm: PrototypeNorm = "after") -> Tensor:
@@ -86,13 +86,38 @@ def pull_loss(
 def query_losses(
     queries: Tensor, prototypes: Tensor, keys: Tensor, draws: Draws, tau: float = 0.2, objective: Objective = "infonce"
 ) -> Tensor:
-    """The loss of each query drawn, float32 (Q,); arguments as in `pull_loss`."""
+    """The loss of each query drawn, float32 (Q,); arguments as in `pull_loss`.
+
+    Where the grids are so small that all pixels compare with all keys in fewer products than the draws ask for (the
+    last level of a MiT), that is what is done, and each pixel's loss is computed once however often it was drawn.
+    """
     with full_precision(queries.device):
+        if objective == "infonce" and len(queries) * len(keys) <= len(draws.queries) * draws.negatives.shape[1]:
+            return _losses_of_pixels(unit_rows(queries.float()), prototypes, keys, draws, tau)[draws.queries]
         drawn = unit_rows(queries.index_select(0, draws.queries).float())
         if objective == "mse":
             return (drawn - prototypes[classes_of_queries(draws.counts, len(drawn))]).square().sum(dim=1)
         losses: Tensor = _InfoNCE.apply(drawn, prototypes, keys, draws, tau)
         return losses
+
+
+def _losses_of_pixels(queries: Tensor, prototypes: Tensor, keys: Tensor, draws: Draws, tau: float) -> Tensor:
+    """The InfoNCE of each pixel (P,) that is a query; of no meaning for the others.
+
+    A negative that was drawn k times counts as one whose similarity is log k higher.
+    """
+    num_classes = len(draws.counts)
+    drawn = classes_of_queries(draws.counts, len(draws.queries))
+    counted = torch.arange(len(drawn), device=drawn.device) < draws.counts.sum()
+    spare = len(queries)  # for the draws that count for nothing
+    classes = drawn.new_zeros(spare + 1).scatter_(0, draws.queries.where(counted, spare), drawn)[:-1]
+    places = draws.negatives + len(keys) * torch.arange(num_classes, device=drawn.device).unsqueeze(1)
+    times = keys.new_zeros(num_classes * len(keys))
+    times.scatter_add_(0, places.flatten(), times.new_ones(places.numel()))
+    raised = times.log().view(num_classes, -1).masked_fill(~draws.contrasted.unsqueeze(1), -torch.inf)
+    positive = (queries * prototypes[classes]).sum(dim=1, keepdim=True) / tau
+    negative = torch.addmm(raised[classes], queries, keys.T, alpha=1 / tau)
+    return torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive.squeeze(1)
 
 
 class _InfoNCE(torch.autograd.Function):

@@ -168,7 +168,8 @@ def classes_of_queries(counts: Tensor, total: int) -> Tensor:
 def _draw_queries_of_classes(pixels: ByClass, counts: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """So many pixels of each class."""
     classes = classes_of_queries(counts, len(uniform))
-    return pixels.order[pixels.starts[classes] + _ranks(uniform, pixels.counts[classes])], counts
+    places = pixels.starts[classes] + _ranks(uniform, pixels.counts[classes])
+    return pixels.order[places.clamp(max=len(pixels.order) - 1)], counts
 
 
 def _draw_queries(pixels: ByClass, _: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

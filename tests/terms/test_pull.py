@@ -212,8 +212,15 @@ def test_the_loss_of_each_query_is_the_reference(golden, monkeypatch, name, obje
 
 @pytest.mark.parametrize(("name", "objective", "norm"), CASES)
 @pytest.mark.parametrize("reduction", ["mean", "eq3"])
-def test_the_loss_is_the_reference(golden, name, objective, norm, reduction):
+@pytest.mark.parametrize("by_pixels", [False, True])
+def test_the_loss_is_the_reference(golden, monkeypatch, name, objective, norm, reduction, by_pixels):
     reference = Reference(golden, norm)
+    if by_pixels:
+        draws = reference.draws
+        # Draws that count for nothing make it look as if there were more of them than pixels and keys.
+        beyond = torch.zeros(4000, dtype=torch.int64)
+        reference.draws = draws._replace(queries=torch.cat([draws.queries, beyond]))
+        monkeypatch.setattr(pull, "_InfoNCE", None)
     weights, tau = reference.g["class_weight"].float(), reference.g["tau"].item()
     loss = pull_loss(*reference.arguments, weights, tau, objective, reduction)
     assert loss.item() == pytest.approx(reference.g[f"{name}_total_{reduction}"].item(), abs=2e-5)
@@ -310,6 +317,7 @@ BATCHES = {
     "no target": ([0, 1, 2, 3, 0, 1, 2, VOID], None),
     "one class everywhere": ([2, 2, 2, VOID, 2, 2, 2, 2], [2, 2, 2, 2, VOID, 2, VOID, 2]),
     "one class and no target": ([2, 2, 2, VOID, 2, 2, 2, 2], None),
+    "the last class absent and no void": ([0, 1, 2, 0, 0, 1, 2, 2], [0, 1, 2, 0, 0, 1, 2, 2]),
     "void alone": ([VOID] * 8, [3, 3, 2, 3, VOID, 1, VOID, 0]),
     "void everywhere": ([VOID] * 8, [VOID] * 8),
 }
@@ -319,8 +327,8 @@ BATCHES = {
 @pytest.mark.parametrize("halves", [True, False])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_any_batch_gives_the_loss_and_gradient_of_the_definition(batch, halves, sampling):
-    for seed in range(3):
-        loss, gradient, draws = contrast(*BATCHES[batch], seed=seed, halves=halves, sampling=sampling)
+    for m in (6, 60):  # by chunks of queries, and by all pixels and keys
+        loss, gradient, draws = contrast(*BATCHES[batch], seed=m, m=m, halves=halves, sampling=sampling)
         assert np.isfinite(loss)
         assert gradient.isfinite().all()
         assert draws.counts.sum() <= len(draws.queries)
@@ -345,8 +353,9 @@ def test_an_empty_pool_leaves_all_negatives_to_the_other():
 
 
 @pytest.mark.parametrize("batch", ["one class everywhere", "one class and no target"])
-def test_no_negatives_at_all_cost_nothing(batch):
-    loss, gradient, draws = contrast(*BATCHES[batch])
+@pytest.mark.parametrize("m", [6, 60])
+def test_no_negatives_at_all_cost_nothing(batch, m):
+    loss, gradient, draws = contrast(*BATCHES[batch], m=m)
     assert not draws.contrasted[2]
     assert draws.counts[2] > 0
     assert loss == pytest.approx(0, abs=1e-6)
@@ -354,28 +363,30 @@ def test_no_negatives_at_all_cost_nothing(batch):
 
 
 @pytest.mark.parametrize("batch", ["void alone", "void everywhere"])
-def test_void_sources_cost_nothing_and_have_a_graph(batch):
-    loss, gradient, draws = contrast(*BATCHES[batch])
+@pytest.mark.parametrize("m", [6, 60])
+def test_void_sources_cost_nothing_and_have_a_graph(batch, m):
+    loss, gradient, draws = contrast(*BATCHES[batch], m=m)
     assert draws.counts.sum() == 0
     assert loss == 0
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@pytest.mark.parametrize("objective", ["infonce", "mse"])
-def test_features_of_length_zero_stay_finite_and_send_no_gradient_back(objective):
+@pytest.mark.parametrize(("objective", "m"), [("infonce", 1), ("infonce", 1024), ("mse", 1024)])
+def test_features_of_length_zero_stay_finite_and_send_no_gradient_back(objective, m):
     queries, source = torch.zeros(8, 5, requires_grad=True), torch.zeros(8, 5)
     labels = torch.tensor([[[0, 1, 2, 3, 0, 1, 2, VOID]]])
-    draws = draw(labels, labels, 4, seeded())
+    draws = draw(labels, labels, 4, seeded(), n=1, m=m)
     prototypes = source_prototypes(source, labels, 4)
     loss = pull_loss(queries, prototypes, unit_rows(torch.cat([source, source])), draws, torch.ones(4), 0.2, objective)
     loss.backward()
-    assert loss.item() == pytest.approx(4 * np.log(1025) if objective == "infonce" else 0, rel=1e-5)
+    assert loss.item() == pytest.approx(4 * np.log(1 + m) if objective == "infonce" else 0, rel=1e-5)
     assert torch.equal(queries.grad, torch.zeros(8, 5))
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.02, 5.0])
-def test_low_and_high_temperatures_are_exact(tau):
-    contrast(*BATCHES["all classes"], tau=tau)
+@pytest.mark.parametrize("m", [6, 60])
+def test_low_and_high_temperatures_are_exact(tau, m):
+    contrast(*BATCHES["all classes"], tau=tau, m=m)
 
 
 def test_relu_features_bound_the_loss_from_below():
@@ -390,10 +401,11 @@ def test_relu_features_bound_the_loss_from_below():
 @pytest.mark.parametrize("sampling", ["cbqs", "ceqs", "random"])
 @pytest.mark.parametrize("objective", ["infonce", "mse"])
 @pytest.mark.parametrize("with_target", [True, False])
-def test_nothing_is_read_back_from_the_device(sampling, objective, with_target):
-    labels = torch.zeros(2, 6, 7, dtype=torch.int64, device="meta")
-    features = torch.zeros(2, 5, 6, 7, device="meta", requires_grad=True)
-    target = unreliable(labels, torch.zeros(2, 6, 7, device="meta"), 0.5) if with_target else None
+@pytest.mark.parametrize("size", [(6, 7), (40, 65)])
+def test_nothing_is_read_back_from_the_device(sampling, objective, with_target, size):
+    labels = torch.zeros(2, *size, dtype=torch.int64, device="meta")
+    features = torch.zeros(2, 5, *size, device="meta", requires_grad=True)
+    target = unreliable(labels, torch.zeros(2, *size, device="meta"), 0.5) if with_target else None
     draws = draw(labels, target, 19, seeded(), sampling=sampling)
     rows = pixel_rows(features.detach())
     keys = unit_rows(torch.cat([rows, rows]))
