@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from surroundings import FREQUENCY, rank_of, smooth
 
-from lightning_uda.terms.pull import pixel_rows, pull_loss, source_prototypes, unit_rows
+from lightning_uda.terms.pull import Keys, pull
 from lightning_uda.terms.pull_draws import draw, unreliable
 
 BATCH, CHANNELS, CLASSES = 2, 256, 19
@@ -82,10 +82,9 @@ class Inputs:
     def ours(self):
         """Loss and gradient of our code."""
         queries = self.features[0].clone().requires_grad_()
-        source, target = (pixel_rows(features) for features in self.features[1:])
-        prototypes = source_prototypes(source, self.labels, CLASSES)
-        keys = unit_rows(torch.cat([source, target]))
-        loss = pull_loss(pixel_rows(queries), prototypes, keys, self.draws(), self.weights)
+        source = Keys(self.features[1], self.labels)
+        target = Keys(self.features[2], self.pseudo_labels, self.confidence)
+        loss = pull(queries, source, target, self.weights, torch.Generator().manual_seed(1))
         loss.backward()
         return loss.detach(), queries.grad
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_uda.precision import full_precision
+from lightning_uda.pseudo_labels import class_counts
 from lightning_uda.terms.contrast import membership
-from lightning_uda.terms.pull_draws import Draws, classes_of_queries
+from lightning_uda.terms.pull_draws import Draws, QuerySampling, classes_of_queries, draw, unreliable
 
 PrototypeNorm = Literal["after", "before", "both"]
 Objective = Literal["infonce", "mse"]
@@ -48,6 +49,84 @@ def source_prototypes(rows: Tensor, labels: Tensor, num_classes: int, norm: Prot
         members = membership(labels.view(1, -1), num_classes)[0]
         means = members @ (rows if norm == "after" else unit_rows(rows))
         return means if norm == "before" else unit_rows(means)
+
+
+class Keys(NamedTuple):
+    """Teacher features of a batch and what their pixels are.
+
+    Attributes:
+        features: (N, D, h, w).
+        labels: int64 (N, h, w), on the grid of the features; 255 is void.
+        confidence: Of a teacher in its labels, float (N, h, w); `None` for ground truth.
+    """
+
+    features: Tensor
+    labels: Tensor
+    confidence: Tensor | None = None
+
+
+def pull(
+    queries: Tensor,
+    source: Keys,
+    target: Keys | None,
+    weights: Tensor,
+    generator: torch.Generator,
+    positives: Keys | None = None,
+    *,
+    n: int = 128,
+    m: int = 1024,
+    tau: float = 0.2,
+    alpha: float = 0.5,
+    gamma_per_image: bool = False,
+    sampling: QuerySampling = "cbqs",
+    halves: bool = True,
+    void: bool = False,
+    norm: PrototypeNorm = "after",
+    objective: Objective = "infonce",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """L_pull of a batch: draws queries and negatives, and compares them.
+
+    Args:
+        queries: Student features (N, D, h, w) of images that have the labels of the source, its translation as a rule;
+            the gradient goes into these alone.
+        source: The source images.
+        target: The target images, with confidence, whose less confident pixels are negatives too; `None`: none are.
+        weights: Of the classes, float32 (C,).
+        generator: Source of randomness, on the CPU.
+        positives: What prototypes are made of, instead of the source. Classes that it lacks aren't pulled.
+        n: As in `query_counts`.
+        m: As in `draw`.
+        tau: As in `pull_loss`.
+        alpha: Share of the target's pixels that count as unreliable, 0-1.
+        gamma_per_image: Whether that is the share of each image, instead of the batch.
+        sampling: As in `draw`.
+        halves: As in `draw`.
+        void: As in `draw`.
+        norm: As in `source_prototypes`.
+        objective: As in `pull_loss`.
+        reduction: As in `pull_loss`.
+
+    Returns:
+        Scalar, float32; 0, with a graph, where there is nothing to pull.
+    """
+    num_classes, from_source = len(weights), positives is None or positives is source
+    positives = source if positives is None else positives
+    with torch.no_grad():
+        rows = pixel_rows(source.features)
+        toward = rows if from_source else pixel_rows(positives.features)
+        prototypes = source_prototypes(toward, positives.labels, num_classes, norm)
+        if not from_source:
+            weights = weights * (class_counts(positives.labels, num_classes)[:-1] > 0)
+        negatives = None
+        if target is not None:
+            assert target.confidence is not None
+            negatives = unreliable(target.labels, target.confidence, alpha, gamma_per_image)
+            rows = torch.cat([rows, pixel_rows(target.features)])
+        draws = draw(source.labels, negatives, num_classes, generator, n, m, sampling, halves, void)
+        keys = unit_rows(rows)
+        del rows, toward  # which take as much memory as the keys
+    return pull_loss(pixel_rows(queries), prototypes, keys, draws, weights, tau, objective, reduction)
 
 
 def pull_loss(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_uda.terms import pull
-from lightning_uda.terms.pull import pixel_rows, pull_loss, query_losses, source_prototypes, unit_rows
+from lightning_uda.terms.pull import Keys, pixel_rows, pull_loss, query_losses, source_prototypes, unit_rows
 from lightning_uda.terms.pull_draws import (
     Draws,
     classes_of_queries,
@@ -398,6 +398,54 @@ def test_relu_features_bound_the_loss_from_below():
     torch.testing.assert_close(losses, torch.full_like(losses, np.log1p(1024 * np.exp(-5))))
 
 
+def batch_of(golden):
+    """Queries, source and target of the reference file."""
+    g = golden("t2sda_pull")
+    source = Keys(g["feat_src"], g["label_src"].long())
+    return g["feat_query"].requires_grad_(), source, Keys(g["feat_trg"], g["pseudo_label_trg"].long(), g["conf_trg"])
+
+
+@pytest.mark.parametrize("with_target", [True, False])
+def test_the_pull_of_a_batch_is_the_loss_of_its_draws(golden, with_target):
+    queries, source, target = batch_of(golden)
+    target = target if with_target else None
+    weights = torch.full((19,), 1 / 19)
+    found = pull.pull(queries, source, target, weights, seeded(5), n=4, m=24)
+    confident = None if target is None else unreliable(target.labels, target.confidence, 0.5)
+    draws = draw(source.labels, confident, 19, seeded(5), 4, 24)
+    rows = [pixel_rows(keys.features) for keys in (source, target) if keys is not None]
+    expected = looped_loss(pixel_rows(queries), rows[0], rows[-1], source.labels.flatten(), draws, weights, 0.2)
+    assert found.item() == pytest.approx(expected.item(), abs=2e-5)
+    assert (draws.negatives >= len(rows[0])).any() == with_target
+
+
+def test_prototypes_of_other_images_pull_the_classes_that_these_have(golden):
+    queries, source, target = batch_of(golden)
+    confident = target.confidence > 0.6
+    there = Keys(target.features, target.labels.where(confident, 255))
+    weights = torch.full((19,), 1 / 19)
+    found = pull.pull(queries, source, target, weights, seeded(5), there, n=4, m=24)
+    present = torch.tensor([(there.labels == c).any() for c in range(19)])
+    draws = draw(source.labels, unreliable(target.labels, target.confidence), 19, seeded(5), 4, 24)
+    assert (draws.counts[~present] > 0).any()
+    prototypes = source_prototypes(pixel_rows(target.features), there.labels, 19)
+    keys = unit_rows(torch.cat([pixel_rows(source.features), pixel_rows(target.features)]))
+    expected = pull_loss(pixel_rows(queries), prototypes, keys, draws, weights * present)
+    assert found.item() == expected.item()
+    found.backward()
+    of_present = present[source.labels.clamp(max=18)] & (source.labels != VOID)
+    assert queries.grad.abs().sum(dim=1)[~of_present].max() == 0
+
+
+def test_a_batch_without_labels_costs_nothing_and_has_a_graph(golden):
+    queries, source, target = batch_of(golden)
+    void = source._replace(labels=torch.full_like(source.labels, VOID))
+    loss = pull.pull(queries, void, target, torch.full((19,), 1 / 19), seeded())
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(queries.grad, torch.zeros_like(queries))
+
+
 @pytest.mark.parametrize("sampling", ["cbqs", "ceqs", "random"])
 @pytest.mark.parametrize("objective", ["infonce", "mse"])
 @pytest.mark.parametrize("with_target", [True, False])
@@ -405,18 +453,9 @@ def test_relu_features_bound_the_loss_from_below():
 def test_nothing_is_read_back_from_the_device(sampling, objective, with_target, size):
     labels = torch.zeros(2, *size, dtype=torch.int64, device="meta")
     features = torch.zeros(2, 5, *size, device="meta", requires_grad=True)
-    target = unreliable(labels, torch.zeros(2, *size, device="meta"), 0.5) if with_target else None
-    draws = draw(labels, target, 19, seeded(), sampling=sampling)
-    rows = pixel_rows(features.detach())
-    keys = unit_rows(torch.cat([rows, rows]))
-    loss = pull_loss(
-        pixel_rows(features),
-        source_prototypes(rows, labels, 19),
-        keys,
-        draws,
-        torch.ones(19, device="meta"),
-        0.2,
-        objective,
-    )
+    keys = Keys(features.detach(), labels, torch.zeros(2, *size, device="meta"))
+    weights = torch.ones(19, device="meta")
+    target = keys if with_target else None
+    loss = pull.pull(features, keys, target, weights, seeded(), sampling=sampling, objective=objective)
     loss.backward()
     assert features.grad.shape == features.shape
