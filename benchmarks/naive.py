@@ -317,3 +317,34 @@ def prototype_contrast(first: Tensor, second: Tensor, labels: Tensor, scale: flo
         similarity = similarity.masked_fill(torch.eye(2 * count, dtype=torch.bool), -1e5)
         total = total + F.cross_entropy(similarity, torch.arange(2 * count).roll(count))
     return total / len(first)
+
+
+def pull(
+    features: tuple[Tensor, Tensor, Tensor],
+    labels: Tensor,
+    pseudo_labels: Tensor,
+    confidence: Tensor,
+    ranks: dict[int, tuple[Tensor, Tensor, Tensor]],
+    weights: Tensor,
+) -> Tensor:
+    """The pull of T2S-DA class by class, of features (N, D, h, w): queries, source and target.
+
+    What is drawn of each class's candidates is given as their numbers: queries, source negatives, target negatives.
+    """
+    queries, source, target = (F.normalize(x, dim=1).permute(0, 2, 3, 1) for x in features)
+    raw = features[1].permute(0, 2, 3, 1)
+    gamma = torch.quantile(confidence.flatten(), 0.5)
+    total = queries.new_zeros(())
+    for c in range(len(weights)):
+        mask = labels == c
+        if not mask.any():
+            continue
+        near = source[(labels != c) & (labels != IGNORE_INDEX)]
+        far = target[(pseudo_labels != c) & (confidence < gamma)]
+        query, chosen_near, chosen_far = ranks[c]
+        q = queries[mask][query]
+        negatives = torch.cat([near[chosen_near], far[chosen_far]])
+        positive = F.normalize(raw[mask].mean(dim=0), dim=0)
+        logits = torch.cat([(q * positive).sum(dim=1, keepdim=True), q @ negatives.T], dim=1) / 0.2
+        total = total + weights[c] * F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+    return total
