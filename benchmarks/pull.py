@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from surroundings import FREQUENCY, rank_of, smooth
 
-from lightning_uda.terms.pull import Keys, pull
 from lightning_uda.terms.pull_draws import draw, unreliable
+from lightning_uda.terms.pull_loss import Keys, pull
 
 BATCH, CHANNELS, CLASSES = 2, 256, 19
 SIDES = {"65 x 65": 65, "16 x 16": 16}

@@ -138,6 +138,15 @@ class View:
 
 
 @dataclass
+class _OfTeacher:
+    """What the teacher made of images so far."""
+
+    image: Tensor
+    logits: Tensor | None = None
+    levels: tuple[Tensor, ...] | None = None
+
+
+@dataclass
 class Step:
     """What a method's algorithm works on.
 
@@ -149,6 +158,7 @@ class Step:
         losses: What that cost, scalars by name.
         log: Further figures by name, scalars or functions that give one; these are called at logging steps only.
         differentiated: Offered views that a term sends a gradient into; others are shown without one.
+        teacher: The network that labels, where the method has one.
     """
 
     batch: Mapping[str, Mapping[str, Tensor]]
@@ -158,6 +168,9 @@ class Step:
     losses: dict[str, Tensor] = field(default_factory=dict)
     log: dict[str, Tensor | Callable[[], Tensor]] = field(default_factory=dict)
     differentiated: frozenset[str] = frozenset()
+    teacher: SegmentationNetwork | None = None
+    _levels: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    _taught: list[_OfTeacher] = field(default_factory=list)
     _predictions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def learn(
@@ -247,6 +260,50 @@ class Step:
         with torch.set_grad_enabled(name in self.differentiated):
             return self._show(name)
 
+    def levels(self, name: str) -> tuple[Tensor, ...]:
+        """The student's feature levels of a view, fine to coarse, without its classifiers if it hasn't seen the view.
+
+        They have a gradient where `seen` gives one; computed once.
+        """
+        if self.views[name].outputs is not None:
+            return self.views[name].features
+        if name not in self._levels:
+            with torch.set_grad_enabled(name in self.differentiated):
+                self._levels[name] = self.student.encode(to_float(self.views[name].image))
+        return self._levels[name]
+
+    def teacher_logits(self, image: Tensor) -> Tensor:
+        """The teacher's logits (N, C, h, w) of images, without gradient; computed once for a tensor.
+
+        Args:
+            image: RGB (N, 3, H, W), uint8 or float in [0, 1].
+        """
+        known = self._of_teacher(image)
+        if known.logits is None:
+            with torch.no_grad():
+                known.logits, known.levels = self._teacher.logits_and_levels(to_float(image))
+        return known.logits
+
+    def teacher_levels(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's feature levels of images, fine to coarse; as `teacher_logits`, and without its classifiers."""
+        known = self._of_teacher(image)
+        if known.levels is None:
+            with torch.no_grad():
+                known.levels = self._teacher.encode(to_float(image))
+        return known.levels
+
+    @property
+    def _teacher(self) -> SegmentationNetwork:
+        assert self.teacher is not None
+        return self.teacher
+
+    def _of_teacher(self, image: Tensor) -> _OfTeacher:
+        known = next((each for each in self._taught if each.image is image), None)
+        if known is None:
+            known = _OfTeacher(image)
+            self._taught.append(known)
+        return known
+
     def prediction(self, name: str) -> tuple[Tensor, Tensor]:
         """The student's labels of a view and their probabilities, without gradient; computed once.
 
@@ -319,11 +376,13 @@ class Term(nn.Module):
 
     Attributes:
         min_batch_size: Least number of images of each stream in a batch that the term makes sense for.
+        needs_teacher: Whether the term makes sense for methods with a teacher only.
         name: What the method calls the term; that of the view too, if the term shows the student one.
         differentiates: Names of the views that the term sends a gradient into.
     """
 
     min_batch_size: int = 1
+    needs_teacher: bool = False
     differentiates: Sequence[str] = ()
     name: str = "term"
 
@@ -332,7 +391,7 @@ class Term(nn.Module):
         self.weight = weight
 
     def prepare(self, network: SegmentationNetwork) -> None:
-        """Makes what depends on the network; called once, before training."""
+        """Makes what depends on the network, and attaches to it what it has to carry; called once, before training."""
 
     def notes(self) -> list[str]:
         """What a reader of a run's report should know of the term, a sentence each; see `UDAModule.notes`."""

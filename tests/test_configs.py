@@ -83,21 +83,33 @@ SMALL_CROPS = ["--model.crop.size", "[32, 32]"]
 """The same for EHTDI's crops."""
 
 
+def small_network(network):
+    """Options that bring a network of a published experiment down to one for a test."""
+    whole = {"CaffeDeepLabV2": "deeplab_v2_resnet101", "FCN8s": "fcn8s_vgg16", "WideResNet38": "wide_resnet38"}
+    if network["class_path"] in whole:
+        return SMALL[whole[network["class_path"]]]
+    is_mit = network["init_args"]["backbone"]["class_path"] == "MiT"
+    return SMALL["daformer_mit_b5" if is_mit else "deeplab_v2_resnet101_v1c"]
+
+
 def small_benchmark(config, top):
     """Options that bring a published experiment down to small images and a small network."""
     source, target = config.parent.name.split("_to_")
-    networks = {
-        **{"fcn8s": SMALL["fcn8s_vgg16"], "wide": SMALL["wide_resnet38"]},
-        "daformer": [*SMALL["daformer_mit_b5"], "--data.source_sampling.min_pixels", "0"],
-    }
-    arguments = [*networks.get(config.stem.split("_")[0], SMALL["deeplab_v2_resnet101"])]
+    content = read(config)
+    network, data = content["model"]["init_args"]["network"], content["data"]["init_args"]
+    arguments = small_network(network)
     for name, folder in (("source", source), ("target", target), ("val", target)):
-        arguments += [f"--data.{name}.root", str(top / folder)]
+        arguments = [*arguments, f"--data.{name}.root", str(top / folder)]
+    crop, image = ("[64, 64]", "[64, 128]") if network["class_path"] == "HRDA" else ("[32, 32]", "[32, 64]")
     for name in ("source", "target"):
-        arguments += [f"--data.{name}_transform.resize", "[32, 64]", f"--data.{name}_transform.crop", "[32, 32]"]
+        arguments += [f"--data.{name}_transform.resize", image, f"--data.{name}_transform.crop", crop]
     if config.stem.startswith("ehtdi"):
         arguments += SMALL_CROPS
-    return [*arguments, "--data.eval_transform.resize", "[32, 64]"]
+    if data["source_sampling"]["class_path"] == "RareClass":
+        arguments += ["--data.source_sampling.min_pixels", "0"]
+    if network["class_path"] == "HRDA":
+        arguments += ["--model.inference.crop", crop, "--model.inference.stride", "[32, 32]"]
+    return [*arguments, "--data.eval_transform.resize", image]
 
 
 def small_rounds(pair):

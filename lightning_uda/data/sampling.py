@@ -90,7 +90,7 @@ class RareClass(Sampling):
         min_pixels: An image is drawn for a class if it has more than this number of its pixels, counted at the size of
             the label file. 3000 suits images of about 2 megapixels.
         min_crop_ratio: A crop shows enough of the class if it has more than `min_pixels` times this of its pixels,
-            counted after resizing and cropping.
+            counted after resizing and cropping. HRDA's is 2, as its images are twice as large.
         max_tries: Crops tried; the last is kept, whatever it shows. DAFormer crops once and again up to 10 times.
 
     Raises:
@@ -100,11 +100,11 @@ class RareClass(Sampling):
     def __init__(
         self, temperature: float = 0.01, min_pixels: int = 3000, min_crop_ratio: float = 0.5, max_tries: int = 11
     ) -> None:
-        if not temperature > 0 or min_pixels < 0 or not 0 <= min_crop_ratio <= 1 or max_tries < 1:
+        if not temperature > 0 or min_pixels < 0 or not min_crop_ratio >= 0 or max_tries < 1:
             raise ValueError(
                 f"RareClass: found temperature={temperature}, min_pixels={min_pixels}, "
                 f"min_crop_ratio={min_crop_ratio}, max_tries={max_tries}; expected a temperature above 0, a number of "
-                "pixels of at least 0, a ratio in [0, 1] and at least one try."
+                "pixels and a ratio of at least 0, and at least one try."
             )
         self.temperature = temperature
         self.min_pixels = min_pixels

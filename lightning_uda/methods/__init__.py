@@ -10,18 +10,21 @@ from lightning_uda.methods.mean_teacher import MeanTeacher
 from lightning_uda.methods.naive_class_mix import NaiveClassMix
 from lightning_uda.methods.self_training import SelfTraining
 from lightning_uda.methods.source_only import SourceOnly
+from lightning_uda.methods.t2sda import T2SDA, T2SDAGeneralization
 from lightning_uda.methods.teacher import TeacherModule
 
 __all__ = [
     "DACS",
     "DSP",
     "EHTDI",
+    "T2SDA",
     "AdaBN",
     "DAFormer",
     "MeanTeacher",
     "NaiveClassMix",
     "SelfTraining",
     "SourceOnly",
+    "T2SDAGeneralization",
     "TeacherModule",
     "UDAModule",
 ]

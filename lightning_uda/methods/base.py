@@ -148,7 +148,8 @@ class UDAModule(LightningModule):
         terms = cast(Mapping[str, Term], self.terms)
         differentiated = frozenset(name for term in terms.values() for name in term.differentiates)
         generator = self.step_generator(self._batch_number(batch_idx))
-        step = Step(batch, generator, self.student, differentiated=differentiated)
+        teacher = getattr(self, "teacher", None)
+        step = Step(batch, generator, self.student, differentiated=differentiated, teacher=teacher)
         self.algorithm(step)
         for name, term in terms.items():
             step.add_loss(name, term.weight * term(step))
@@ -178,7 +179,7 @@ class UDAModule(LightningModule):
                 file.write(f"{note}\n")
 
     def setup(self, stage: str) -> None:
-        """Checks that batches are large enough for the method and its terms.
+        """Checks that batches are large enough for the method and its terms, and that terms find what they need.
 
         Raises:
             ValueError: If they aren't.
@@ -188,6 +189,11 @@ class UDAModule(LightningModule):
             return
         parts: list[UDAModule | Term] = [self, *(cast(Term, term) for term in self.terms.values())]
         for part in parts:
+            if isinstance(part, Term) and part.needs_teacher and not hasattr(self, "teacher"):
+                raise ValueError(
+                    f"model.terms.{part.name}: {type(part).__name__} needs the features of a teacher, but "
+                    f"{type(self).__name__} has none. Choose a method with one, such as MeanTeacher, DACS or DAFormer."
+                )
             if data.batch_size < part.min_batch_size:
                 raise ValueError(
                     f"data.batch_size: found {data.batch_size}, but {type(part).__name__} needs {part.min_batch_size} "
@@ -215,7 +221,7 @@ class UDAModule(LightningModule):
         """
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self.take_over(self.init_from)
-        groups = self.student.parameter_groups()
+        groups = [*self.student.parameter_groups(), *self.student.attached_groups()]
         if any(True for _ in self.terms.parameters()):
             groups.append(parameter_group("terms", self.terms.parameters()))
         optimizer = self.optimizer(groups)

@@ -52,7 +52,7 @@ class DACS(TeacherModule):
         step.learn("source", source["image"], Labels(source["mask"]))
 
         with torch.no_grad():
-            pseudo_labels, confidence = self.pseudo_label(target["image"])
+            pseudo_labels, confidence = self.pseudo_label(step, target["image"])
             paste_mask = self.paste_mask(source["mask"], step.generator)
             plain = to_float(paste(source["image"], target["image"], paste_mask))
             image = step.translate(self.augmentation, plain)

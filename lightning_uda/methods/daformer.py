@@ -74,12 +74,16 @@ class DAFormer(TeacherModule):
 
     def algorithm(self, step: Step) -> None:
         """A step of DAFormer's program, but for the feature distance, a term."""
-        source, target = step.batch["source"], step.batch["target"]
+        source = step.batch["source"]
         step.learn("source", source["image"], Labels(source["mask"], over="all"))
+        self.learn_mixed(step)
 
+    def learn_mixed(self, step: Step) -> None:
+        """Pastes half of the source's classes onto target images, which the teacher labels, and learns from the mix."""
+        source, target = step.batch["source"], step.batch["target"]
         with torch.no_grad():
-            pseudo_labels, confidence = self.pseudo_label(target["image"])
-            target_weights = self.target_weights(confidence)
+            pseudo_labels, confidence = self.pseudo_label(step, target["image"])
+            target_weights = self.target_weights(pseudo_labels, confidence)
             paste_mask = self.paste_mask(source["mask"], step.generator)
             plain = to_float(paste(source["image"], target["image"], paste_mask))
             mask = paste(source["mask"], pseudo_labels, paste_mask)
@@ -91,8 +95,13 @@ class DAFormer(TeacherModule):
         step.offer("target", target["image"], valid, confidence=confidence)
         step.log["lambda"] = partial(unpasted_mean, weights, paste_mask)
 
-    def target_weights(self, confidence: Tensor) -> Tensor:
-        """Weights of the target's pixels, float32 (N, H, W), by the teacher's confidence in them and their rows."""
+    def target_weights(self, pseudo_labels: Tensor, confidence: Tensor) -> Tensor:
+        """Weights of the target's pixels, float32 (N, H, W), by the teacher's confidence in them and their rows.
+
+        Args:
+            pseudo_labels: The teacher's labels, int64 (N, H, W).
+            confidence: Its confidence in them, float32 (N, H, W).
+        """
         nothing_pasted = torch.zeros_like(confidence, dtype=torch.bool)
         return self.pixel_weighting(confidence, nothing_pasted) * self.valid_rows(confidence)
 

@@ -93,7 +93,7 @@ class DSP(TeacherModule):
         step.learn("source", source_image, Labels(source_mask))
 
         with torch.no_grad():
-            pseudo_labels, confidence = self.pseudo_label(target_image)
+            pseudo_labels, confidence = self.pseudo_label(step, target_image)
             patch_image, patch_mask, paste_mask = self.composite_patch(step)
             opacity = self.beta * paste_mask.float()
             images = torch.cat([soft_paste(patch_image, under, opacity) for under in (target_image, source_image)])

@@ -101,7 +101,7 @@ class EHTDI(TeacherModule):
 
         with torch.no_grad():
             source_weak, source_labels = self._cropped(step, source_image, source["mask"])
-            target_weak, target_labels = self._cropped(step, target_image, self.labelled(target_image))
+            target_weak, target_labels = self._cropped(step, target_image, self.labelled(step, target_image))
             source_strong, target_strong = (step.translate(self.augmentation, x) for x in (source_weak, target_weak))
 
         step.offer("source_weak", source_weak, Labels(source_labels))
@@ -128,10 +128,10 @@ class EHTDI(TeacherModule):
             auxiliary=self._for_auxiliary(step),
         )
 
-    def labelled(self, image: Tensor) -> Tensor:
+    def labelled(self, step: Step, image: Tensor) -> Tensor:
         """Pseudo-labels of whole target images, float (N, 3, H, W) in [0, 1]: int64 (N, H, W)."""
         if self.pseudo_labels_of == "teacher":
-            return self.pseudo_label(image)[0]
+            return self.pseudo_label(step, image)[0]
         logits = self.student(image)
         return pseudo_label(logits, size_of(image), align_corners=self.student.align_corners)[0]
 

@@ -42,7 +42,7 @@ class MeanTeacher(TeacherModule):
         step.learn("source", source["image"], Labels(source["mask"]))
 
         with torch.no_grad():
-            pseudo_labels, confidence = self.pseudo_label(target_image)
+            pseudo_labels, confidence = self.pseudo_label(step, target_image)
             image = step.translate(self.augmentation, target_image, source["image"])
             weights = self.pixel_weighting(confidence, torch.zeros_like(pseudo_labels, dtype=torch.bool))
 

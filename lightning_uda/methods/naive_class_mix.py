@@ -62,7 +62,7 @@ class NaiveClassMix(TeacherModule):
         step.learn("source", source["image"], Labels(source["mask"]))
 
         with torch.no_grad():
-            pseudo_labels, confidence = self.pseudo_label(target_image, self.alignment)
+            pseudo_labels, confidence = self.pseudo_label(step, target_image, self.alignment)
             weights = self.pixel_weighting(confidence, torch.zeros_like(pseudo_labels, dtype=torch.bool))
             paste_mask = self.paste_mask(pseudo_labels, step.generator)
             plain, mask, weights = (

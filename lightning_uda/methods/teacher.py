@@ -14,7 +14,7 @@ from lightning_uda.methods.base import UDAModule
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import size_of
-from lightning_uda.step import to_float
+from lightning_uda.step import Step, Term
 
 
 class TeacherModule(UDAModule):
@@ -32,6 +32,12 @@ class TeacherModule(UDAModule):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.evaluate = evaluate
 
+    def add_term(self, name: str, term: Term | None) -> None:
+        """Adds a copy of a term to the loss; of what it attaches to the student, the teacher gets a copy."""
+        super().add_term(name, term)
+        if "teacher" in self._modules:
+            self.teacher.attach_copies(self.student)
+
     def take_over(self, path: str) -> None:
         """Starts the student from the checkpoint of an earlier run, and the teacher as its copy again."""
         super().take_over(path)
@@ -45,15 +51,17 @@ class TeacherModule(UDAModule):
         """The student or the teacher, as `evaluate` says."""
         return self.student if self.evaluate == "student" else self.teacher
 
-    def pseudo_label(self, image: Tensor, alignment: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def pseudo_label(
+        self, step: Step, image: Tensor, alignment: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The teacher's labels of images and its confidence in them; see `pseudo_labels.pseudo_label`.
 
         Args:
+            step: Keeps what the teacher made of the images, for terms.
             image: RGB (N, 3, H, W), uint8 or float in [0, 1].
             alignment: What is done to the probabilities (N, C, H, W) before.
 
         Returns:
             Labels, int64 (N, H, W), and confidence, float32 (N, H, W).
         """
-        logits = self.teacher(to_float(image))
-        return pseudo_label(logits, size_of(image), alignment, self.teacher.align_corners)
+        return pseudo_label(step.teacher_logits(image), size_of(image), alignment, self.teacher.align_corners)

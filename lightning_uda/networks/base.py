@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self, get_args
@@ -98,11 +99,14 @@ class SegmentationNetwork(nn.Module, ABC):
         align_corners: How logits are upsampled for the losses: yes for DeepLab-v2 and its family, no for DAFormer's.
 
     Attributes:
+        attached: Modules by name that terms of a loss have attached (`attach`): trained, averaged into teachers and
+            saved with the network, which itself doesn't use them.
         class_rows: Beginnings of the names in state dicts of those tensors that have a row for each class; none where a
             network doesn't say, which then starts from checkpoints of its own classes only (`start_from`).
         random_weights: Whether the weights are those drawn at the start: neither a file nor another network's state
             has been loaded since, and no pretrained backbone was fetched.
         deterministic: Whether dropout and its kin are off in train mode too (`make_deterministic`).
+        always_eval: Whether the network stays in eval mode (`keep_in_eval`).
 
     Raises:
         ValueError: If `batch_norm` is none of these.
@@ -130,6 +134,9 @@ class SegmentationNetwork(nn.Module, ABC):
         self.align_corners = align_corners
         self.random_weights = True
         self.deterministic = False
+        self.always_eval = False
+        self.attached = nn.ModuleDict()
+        self._attached_lr_scales: dict[str, float] = {}
         self.register_load_state_dict_post_hook(_weights_were_loaded)  # type: ignore[no-untyped-call]
 
     @abstractmethod
@@ -149,13 +156,18 @@ class SegmentationNetwork(nn.Module, ABC):
         """Feature levels, fine to coarse, of RGB images (N, 3, H, W) in [0, 1]."""
         return self.outputs(image).features
 
+    def logits_and_levels(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What `forward` gives and what `encode` gives, of RGB images (N, 3, H, W) in [0, 1], in one pass."""
+        outputs = self.outputs(image)
+        return outputs.classifiers[0].logits, outputs.features
+
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters as optimiser groups with `name`, `params` and `lr_scale` (see `parameter_group`)."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
-        return self.outputs(image).classifiers[0].logits
+        return self.logits_and_levels(image)[0]
 
     def notes(self) -> list[str]:
         """What a reader of a run's report should know of the network, a sentence each."""
@@ -166,9 +178,40 @@ class SegmentationNetwork(nn.Module, ABC):
         inputs: Tensor = self.normalization(image)
         return inputs.to(next(self.parameters()).dtype)
 
+    def attach(self, name: str, part: nn.Module, lr_scale: float = 1.0) -> None:
+        """Makes a module a part of the network, so that it is trained, averaged into teachers and saved with it.
+
+        Args:
+            name: Of the part in `attached`.
+            part: The module.
+            lr_scale: Learning rate of its parameters as a multiple of the base rate.
+
+        Raises:
+            ValueError: If there is one of that name.
+        """
+        if name in self.attached:
+            raise ValueError(f"Found a second part {name!r} to be attached to the network; rename one of the terms.")
+        self.attached[name] = part
+        self._attached_lr_scales[name] = lr_scale
+        self.train(self.training)
+
+    def attach_copies(self, other: SegmentationNetwork) -> None:
+        """Attaches frozen copies of what another network of the same kind has attached and this one lacks."""
+        for name, part in other.attached.items():
+            if name not in self.attached:
+                self.attach(name, copy.deepcopy(part).requires_grad_(False), other._attached_lr_scales[name])
+
+    def attached_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups of what was attached, "attached_<name>"."""
+        return [
+            parameter_group(f"attached_{name}", self.attached[name].parameters(), lr_scale)
+            for name, lr_scale in self._attached_lr_scales.items()
+        ]
+
     def batch_norm_modules(self) -> Iterator[nn.Module]:
-        """All BatchNorm layers."""
-        return (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        """All BatchNorm layers that the policy is for: those of the network, not of what was attached."""
+        attached = set(self.attached.modules())
+        return (module for module in self.modules() if _is_batch_norm(module) and module not in attached)
 
     def apply_batch_norm_policy(self) -> None:
         """Freezes what the policy freezes; to be called once the layers exist."""
@@ -185,15 +228,20 @@ class SegmentationNetwork(nn.Module, ABC):
         self.deterministic = True
         return self.train(self.training)
 
+    def keep_in_eval(self) -> Self:
+        """Keeps the network in eval mode from now on: for teachers that normalise by running statistics (T2S-DA)."""
+        self.always_eval = True
+        return self.eval()
+
     def train(self, mode: bool = True) -> Self:
         """Sets train or eval mode.
 
         BatchNorm stays in eval mode under "frozen_statistics" and "eval", all else in a network made deterministic.
         """
-        super().train(mode)
-        norms = set(self.batch_norm_modules())
+        super().train(mode and not self.always_eval)
+        frozen = set(self.batch_norm_modules()) if self.batch_norm in ("frozen_statistics", "eval") else set()
         for module in self.modules():
-            fixed = self.batch_norm in ("frozen_statistics", "eval") if module in norms else self.deterministic
+            fixed = module in frozen or (self.deterministic and not _is_batch_norm(module))
             if fixed and module is not self:
                 module.training = False
         return self
@@ -212,6 +260,10 @@ def parameter_group(
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return {"name": name, "params": trained, "lr_scale": lr_scale, **options}
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def _weights_were_loaded(network: SegmentationNetwork, _: object) -> None:

@@ -24,7 +24,7 @@ class Start(NamedTuple):
 
 
 def start_from(network: SegmentationNetwork, path: str | Path, label_space: LabelSpace) -> Start:
-    """Copies all weights and statistics of the student of an earlier run.
+    """Copies all weights and statistics of the student of an earlier run; of what terms attached, what it has.
 
     Where that run had other classes, among them all of this one, the classifiers keep the rows of this run's classes,
     picked by name: 16 of Cityscapes' 19 for SYNTHIA.
@@ -43,7 +43,9 @@ def start_from(network: SegmentationNetwork, path: str | Path, label_space: Labe
     content = read_file(path)
     found, step = content.get("classes"), content.get("global_step")
     rows = _rows_of(network, path, found, label_space) if isinstance(found, list) else None
-    copy_weights(network, tensors_of(content, path), source=path, min_share=1.0, rows=rows)
+    copy_weights(
+        network, tensors_of(content, path), source=path, min_share=1.0, optional_prefixes=("attached.",), rows=rows
+    )
     note = "weights at the start: those of " + (path.name if step is None else f"a checkpoint of step {step}")
     if rows is not None:
         note += f", of classifiers the rows of {len(rows.picked)} of its {rows.of} classes"

@@ -91,7 +91,7 @@ class EncoderDecoder(SegmentationNetwork):
         self.classifier = self._build(head, len(self.channels))
         self.auxiliary = nn.ModuleList(self._build(each.head, self._given(each)) for each in auxiliary)
         self.random_weights = backbone.random_weights
-        self.names = {name: name for name in ("backbone.", *self.heads)} | dict(backbone.saved_names)
+        self.names = {name: name for name in ("backbone.", *self.heads, "attached.")} | dict(backbone.saved_names)
         self.class_rows = tuple(self._class_rows())
         self.register_state_dict_post_hook(_to_saved_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_saved_names)  # type: ignore[no-untyped-call]
@@ -123,9 +123,10 @@ class EncoderDecoder(SegmentationNetwork):
             for each, classifier in zip(self.auxiliary_heads, self.auxiliary, strict=True)
         )
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
-        return self.decode(self.encode(image))
+    def logits_and_levels(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits (N, num_classes, h, w) of the main classifier, and levels, of RGB images (N, 3, H, W) in [0, 1]."""
+        levels = self.encode(image)
+        return self.decode(levels), levels
 
     def outputs(self, image: Tensor) -> Outputs:
         """The main classifier's logits, then those of the auxiliary ones with their weights."""

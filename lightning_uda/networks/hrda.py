@@ -109,19 +109,19 @@ class HRDA(EncoderDecoder):
         context = F.interpolate(image, size=self._context_size(image), mode="bilinear", align_corners=False)
         return super().encode(context)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Fused logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1], with detail everywhere.
+    def logits_and_levels(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Fused logits (N, num_classes, h, w), with detail everywhere, and the context's levels.
 
         Raises:
             ValueError: As `encode`, and if `multiple` doesn't go with the logits' stride.
         """
-        return self._fused_everywhere(image, self.encode(image))
+        levels = self.encode(image)
+        return self._fused_everywhere(image, levels), levels
 
     def outputs(self, image: Tensor) -> Outputs:
-        """The logits of `forward`, then those of the auxiliary classifiers; errors as in `forward`."""
-        levels = self.encode(image)
-        fused = Classifier(self._fused_everywhere(image, levels))
-        return Outputs((fused, *self.decode_auxiliary(levels)), levels)
+        """The logits of `forward`, then those of the auxiliary classifiers; errors as in `logits_and_levels`."""
+        logits, levels = self.logits_and_levels(image)
+        return Outputs((Classifier(logits), *self.decode_auxiliary(levels)), levels)
 
     def outputs_for_training(self, image: Tensor, generator: torch.Generator) -> Outputs:
         """Fused logits with the detail of one part of the image, that part's own, and those of auxiliary classifiers.
@@ -131,7 +131,7 @@ class HRDA(EncoderDecoder):
             generator: Draws the part.
 
         Raises:
-            ValueError: As `forward`.
+            ValueError: As `logits_and_levels`.
         """
         window = self._random_window(image, generator)
         levels = self.encode(image)

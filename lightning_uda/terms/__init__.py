@@ -5,6 +5,7 @@ from lightning_uda.terms.contrast import PixelContrast, PrototypeContrast
 from lightning_uda.terms.feature_distance import FeatureDistance
 from lightning_uda.terms.feature_mmd import FeatureMMD, mmd
 from lightning_uda.terms.masked_consistency import MaskedConsistency
+from lightning_uda.terms.pull import Projector, Pull
 
 __all__ = [
     "ConfidentPaste",
@@ -12,6 +13,8 @@ __all__ = [
     "FeatureMMD",
     "MaskedConsistency",
     "PixelContrast",
+    "Projector",
     "PrototypeContrast",
+    "Pull",
     "mmd",
 ]

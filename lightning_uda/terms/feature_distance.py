@@ -83,8 +83,8 @@ class FeatureDistance(Term):
 
     def forward(self, step: Step) -> Tensor:
         """L_FD, a scalar."""
-        view = self.seen(step, self.of)
-        features = view.features[-1]
+        view = self.view(step, self.of)
+        features = step.levels(self.of)[-1]
         reference = self._reference[0]
         if next(reference.parameters()).device != features.device:
             reference.to(features.device)

@@ -1,246 +1,272 @@
-"""Pulling the target to the source: contrast of translated source pixels with source prototypes (T2S-DA)."""
+"""L_pull: translated source pixels are pulled to the source's prototypes (T2S-DA, Wang et al., 2023)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 
-from lightning_uda.precision import full_precision
-from lightning_uda.pseudo_labels import class_counts
-from lightning_uda.terms.contrast import membership
-from lightning_uda.terms.pull_draws import Draws, QuerySampling, classes_of_queries, draw, unreliable
+from lightning_uda.networks.base import SegmentationNetwork
+from lightning_uda.pseudo_labels import ClassWeighting, DynamicClassWeights, pseudo_label
+from lightning_uda.resize import Size, size_of, subsample
+from lightning_uda.step import Labels, Step, Term, View, to_float
+from lightning_uda.terms.pull_draws import QuerySampling
+from lightning_uda.terms.pull_loss import Keys, Objective, PrototypeNorm, Reduction, pull
+from lightning_uda.translation import FourierTranslation, Translation
 
-PrototypeNorm = Literal["after", "before", "both"]
-Objective = Literal["infonce", "mse"]
-Reduction = Literal["mean", "eq3"]
-
-_CHUNK, _TOGETHER = 64, 8
-"""Queries of one class that are compared with its negatives at a time, and how many such chunks are worked on."""
+Positive = Literal["source", "target", "pseudo_target"]
 
 
-def pixel_rows(features: Tensor) -> Tensor:
-    """Features (N, D, h, w) as a row for each pixel, float32 (N h w, D)."""
-    return features.float().permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows (P, D) of length 1; those of length 0 stay 0, and send no gradient back."""
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows * torch.where(lengths > 0, 1 / lengths.clamp(min=1e-12), 0)
-
-
-def source_prototypes(rows: Tensor, labels: Tensor, num_classes: int, norm: PrototypeNorm = "after") -> Tensor:
-    """Positive keys: the mean of each class's features (T2S-DA, Eqs. 5 and 6).
+class Projector:
+    """Makes of the last feature level what is compared: blocks of convolution, BatchNorm and ReLU.
 
     Args:
-        rows: Teacher features, float32 (P, D).
-        labels: Of the pixels, int64 of P elements; 255 is void.
-        num_classes: C.
-        norm: Whether lengths are made 1 "after" the mean (the paper), "before" it (the pseudo-code, whose prototypes
-            are shorter), or "both".
+        channels: Of both blocks' outputs.
+        kernel: Side of the convolutions' kernels, 3 or 1; the paper names none.
+        last_relu: Whether the second block ends in a ReLU (the paper). Without it, cosines may be negative.
+        output_layer: Whether a 1 x 1 convolution follows (U2PL, from which T2S-DA descends).
+        statistics: What BatchNorm normalises by in eval mode: "running" statistics, which are those of what the student
+            projects, the translated images as a rule; or those of the "batch", as in train mode.
 
-    Returns:
-        float32 (C, D); 0 for absent classes.
-    """
-    with full_precision(rows.device):
-        members = membership(labels.view(1, -1), num_classes)[0]
-        means = members @ (rows if norm == "after" else unit_rows(rows))
-        return means if norm == "before" else unit_rows(means)
-
-
-class Keys(NamedTuple):
-    """Teacher features of a batch and what their pixels are.
-
-    Attributes:
-        features: (N, D, h, w).
-        labels: int64 (N, h, w), on the grid of the features; 255 is void.
-        confidence: Of a teacher in its labels, float (N, h, w); `None` for ground truth.
+    Raises:
+        ValueError: If a number is out of its range.
     """
 
-    features: Tensor
-    labels: Tensor
-    confidence: Tensor | None = None
+    def __init__(
+        self,
+        channels: int = 256,
+        kernel: Literal[1, 3] = 3,
+        last_relu: bool = True,
+        output_layer: bool = False,
+        statistics: Literal["running", "batch"] = "running",
+    ) -> None:
+        if channels < 1 or kernel not in (1, 3):
+            raise ValueError(
+                f"Projector: found channels={channels}, kernel={kernel}; expected at least 1 channel, and a kernel of "
+                "1 or 3."
+            )
+        self.channels = channels
+        self.kernel = kernel
+        self.last_relu = last_relu
+        self.output_layer = output_layer
+        self.statistics = statistics
+
+    def build(self, in_channels: int) -> nn.Sequential:
+        """The layers, which keep height and width."""
+        layers: list[nn.Module] = []
+        for given in (in_channels, self.channels):
+            layers += [
+                nn.Conv2d(given, self.channels, self.kernel, padding=self.kernel // 2, bias=False),
+                nn.BatchNorm2d(self.channels, track_running_stats=self.statistics == "running"),
+                nn.ReLU(inplace=True),
+            ]
+        if not self.last_relu:
+            layers.pop()
+        if self.output_layer:
+            layers.append(nn.Conv2d(self.channels, self.channels, 1))
+        return nn.Sequential(*layers)
 
 
-def pull(
-    queries: Tensor,
-    source: Keys,
-    target: Keys | None,
-    weights: Tensor,
-    generator: torch.Generator,
-    positives: Keys | None = None,
-    *,
-    n: int = 128,
-    m: int = 1024,
-    tau: float = 0.2,
-    alpha: float = 0.5,
-    gamma_per_image: bool = False,
-    sampling: QuerySampling = "cbqs",
-    halves: bool = True,
-    void: bool = False,
-    norm: PrototypeNorm = "after",
-    objective: Objective = "infonce",
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """L_pull of a batch: draws queries and negatives, and compares them.
+class Pull(Term):
+    """Contrasts the student's pixels of labelled images with the teacher's class means, and with its pixels of others.
+
+    Queries are pixels of a translated source image (`pseudo_target`), which has the labels of the source; their
+    positive key is the mean of their class on the source; negative keys are source pixels of other classes, and target
+    pixels of other classes which the teacher is unsure of. All are projected, and live on the grid of the last feature
+    level. Only queries get a gradient, so that the target's look is pulled to the source's features.
+
+    Any method with a teacher takes the term. It makes the translated images itself, in the style of the target's; a
+    method that has them as a view (T2SDA) is given `translation: null`. The projector is attached to student and
+    teacher under the term's name.
 
     Args:
-        queries: Student features (N, D, h, w) of images that have the labels of the source, its translation as a rule;
-            the gradient goes into these alone.
-        source: The source images.
-        target: The target images, with confidence, whose less confident pixels are negatives too; `None`: none are.
-        weights: Of the classes, float32 (C,).
-        generator: Source of randomness, on the CPU.
-        positives: What prototypes are made of, instead of the source. Classes that it lacks aren't pulled.
-        n: As in `query_counts`.
-        m: As in `draw`.
-        tau: As in `pull_loss`.
-        alpha: Share of the target's pixels that count as unreliable, 0-1.
-        gamma_per_image: Whether that is the share of each image, instead of the batch.
-        sampling: As in `draw`.
-        halves: As in `draw`.
-        void: As in `draw`.
-        norm: As in `source_prototypes`.
-        objective: As in `pull_loss`.
-        reduction: As in `pull_loss`.
+        weight: lambda, factor of the loss.
+        source: Labelled view.
+        target: View whose less confident pixels are negatives and whose confidence weighs the classes; `None` does
+            without (domain generalisation).
+        pseudo_target: View of the translated images: its name where the method has it, else what it shall be called.
+        query: Whose pixels are pulled: "pseudo_target" or "source".
+        positive: What they are pulled to, class means of the teacher's features: of "source", of "target" (by the
+            teacher's labels) or of "pseudo_target".
+        negatives: "source_and_target", or "source" alone.
+        translation: What makes the translated images; `None` if the method offers them, or none are needed.
+        style: View whose images the translation takes its style from; `None` takes that of `target`, and where there
+            is no target that of the next image of the batch.
+        objective: "infonce" or "mse", the squared distance of query and positive key (without negatives).
+        tau: Temperature, above 0.
+        n: Queries of a class in the mean.
+        m: Negatives of a class.
+        alpha: Share of the target's pixels that count as unsure, 0-1.
+        gamma_per_image: Whether that is a share of each image instead of the batch.
+        query_sampling: How queries are drawn: "cbqs" in proportion to a class's pixels, at least one of each class
+            present; "ceqs", n of each class present; "random", of all valid pixels.
+        denps: Whether half of the negatives come from each domain (DENPS); else by the number of its pixels.
+        void_negatives: Whether void pixels of the source are negatives too, as the pseudo-code has it.
+        prototype_norm: Whether lengths are made 1 "after" class means are taken (the paper), "before" (its
+            pseudo-code), or "both".
+        reduction: "mean", over a class's queries, then the weighted sum over classes; or "eq3", the paper's sum.
+        class_weighting: Weights of classes by the teacher's confidence in them on the target (DRW), or fixed ones
+            (SRW); `None` weighs all alike.
+        projector: What features are put through.
+        projector_lr_scale: Learning rate of the projector as a multiple of the base rate.
 
-    Returns:
-        Scalar, float32; 0, with a graph, where there is nothing to pull.
-    """
-    num_classes, from_source = len(weights), positives is None or positives is source
-    positives = source if positives is None else positives
-    with torch.no_grad():
-        rows = pixel_rows(source.features)
-        toward = rows if from_source else pixel_rows(positives.features)
-        prototypes = source_prototypes(toward, positives.labels, num_classes, norm)
-        if not from_source:
-            weights = weights * (class_counts(positives.labels, num_classes)[:-1] > 0)
-        negatives = None
-        if target is not None:
-            assert target.confidence is not None
-            negatives = unreliable(target.labels, target.confidence, alpha, gamma_per_image)
-            rows = torch.cat([rows, pixel_rows(target.features)])
-        draws = draw(source.labels, negatives, num_classes, generator, n, m, sampling, halves, void)
-        keys = unit_rows(rows)
-        del rows, toward  # which take as much memory as the keys
-    return pull_loss(pixel_rows(queries), prototypes, keys, draws, weights, tau, objective, reduction)
-
-
-def pull_loss(
-    queries: Tensor,
-    prototypes: Tensor,
-    keys: Tensor,
-    draws: Draws,
-    weights: Tensor,
-    tau: float = 0.2,
-    objective: Objective = "infonce",
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """L_pull of given draws.
-
-    Args:
-        queries: Student features of the query grid, (P, D); the gradient goes into these alone.
-        prototypes: As `source_prototypes` gives them, (C, D).
-        keys: Teacher features of the source grid's pixels, then of the target grid's, of length 1, float32 (K, D).
-        draws: Which of them are compared.
-        weights: Of the classes, float32 (C,).
-        tau: Temperature.
-        objective: "infonce" (Eq. 2) or "mse", the squared distance of query and prototype.
-        reduction: "mean", sum over c of w(c) times the mean over its queries; or "eq3", sum over c of w(c) / C times
-            their sum.
-
-    Returns:
-        Scalar, float32; 0 where there are no queries.
-    """
-    losses = query_losses(queries, prototypes, keys, draws, tau, objective)
-    counts = draws.counts
-    shares = weights / (counts.clamp(min=1) if reduction == "mean" else len(counts))
-    places = torch.arange(len(losses), device=losses.device)
-    return (losses * shares[classes_of_queries(counts, len(losses))]).where(places < counts.sum(), 0).sum()
-
-
-def query_losses(
-    queries: Tensor, prototypes: Tensor, keys: Tensor, draws: Draws, tau: float = 0.2, objective: Objective = "infonce"
-) -> Tensor:
-    """The loss of each query drawn, float32 (Q,); arguments as in `pull_loss`.
-
-    Where the grids are so small that all pixels compare with all keys in fewer products than the draws ask for (the
-    last level of a MiT), that is what is done, and each pixel's loss is computed once however often it was drawn.
-    """
-    with full_precision(queries.device):
-        if objective == "infonce" and len(queries) * len(keys) <= len(draws.queries) * draws.negatives.shape[1]:
-            return _losses_of_pixels(unit_rows(queries.float()), prototypes, keys, draws, tau)[draws.queries]
-        drawn = unit_rows(queries.index_select(0, draws.queries).float())
-        if objective == "mse":
-            return (drawn - prototypes[classes_of_queries(draws.counts, len(drawn))]).square().sum(dim=1)
-        losses: Tensor = _InfoNCE.apply(drawn, prototypes, keys, draws, tau)
-        return losses
-
-
-def _losses_of_pixels(queries: Tensor, prototypes: Tensor, keys: Tensor, draws: Draws, tau: float) -> Tensor:
-    """The InfoNCE of each pixel (P,) that is a query; of no meaning for the others.
-
-    A negative that was drawn k times counts as one whose similarity is log k higher.
-    """
-    num_classes = len(draws.counts)
-    drawn = classes_of_queries(draws.counts, len(draws.queries))
-    counted = torch.arange(len(drawn), device=drawn.device) < draws.counts.sum()
-    spare = len(queries)  # for the draws that count for nothing
-    classes = drawn.new_zeros(spare + 1).scatter_(0, draws.queries.where(counted, spare), drawn)[:-1]
-    places = draws.negatives + len(keys) * torch.arange(num_classes, device=drawn.device).unsqueeze(1)
-    times = keys.new_zeros(num_classes * len(keys))
-    times.scatter_add_(0, places.flatten(), times.new_ones(places.numel()))
-    raised = times.log().view(num_classes, -1).masked_fill(~draws.contrasted.unsqueeze(1), -torch.inf)
-    positive = (queries * prototypes[classes]).sum(dim=1, keepdim=True) / tau
-    negative = torch.addmm(raised[classes], queries, keys.T, alpha=1 / tau)
-    return torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive.squeeze(1)
-
-
-class _InfoNCE(torch.autograd.Function):
-    """-log( e^(q.p / tau) / (e^(q.p / tau) + sum of e^(q.k / tau)) ) of each query q, its class's p and negatives k.
-
-    The queries of a class are cut into chunks, so that a chunk times its class's negatives is one product of a batch of
-    them; how many chunks there are at most is known beforehand. The gradient is formed at once, so that no similarities
-    are kept: (mean of p and all k by their e^(...), minus p) / tau.
+    Raises:
+        ValueError: If a number is out of its range, or something needs a target that isn't there.
     """
 
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, prototypes: Tensor, keys: Tensor, draws: Draws, tau: float) -> Tensor:
-        """Losses (Q,) of queries (Q, D); of no meaning beyond the last class."""
-        counts, device = draws.counts, queries.device
-        chunks = len(queries) // _CHUNK + len(counts)
-        of_class = (counts + _CHUNK - 1) // _CHUNK
-        class_of_chunk = classes_of_queries(of_class, chunks)
-        first_chunk, first_query = of_class.cumsum(0) - of_class, counts.cumsum(0) - counts
-        within = torch.arange(chunks, device=device) - first_chunk[class_of_chunk]
-        members = (first_query[class_of_chunk] + _CHUNK * within)[:, None] + torch.arange(_CHUNK, device=device)
-        members = members.clamp(max=len(queries) - 1)  # what isn't of the class is computed, too, and not used
+    needs_teacher = True
 
-        losses, gradients = queries.new_empty(chunks, _CHUNK), queries.new_empty(chunks, _CHUNK, queries.shape[1])
-        excluded = torch.zeros_like(counts, dtype=torch.float32).masked_fill(~draws.contrasted, -torch.inf)
-        for start in range(0, chunks, _TOGETHER):
-            part = slice(start, start + _TOGETHER)
-            classes = class_of_chunk[part]
-            q, p, k = queries[members[part]], prototypes[classes].unsqueeze(1), keys[draws.negatives[classes]]
-            positive = (q * p).sum(dim=2, keepdim=True) / tau
-            negative = torch.baddbmm(excluded[classes].view(-1, 1, 1), q, k.transpose(1, 2), alpha=1 / tau)
-            top = torch.maximum(negative.amax(dim=2, keepdim=True), positive)
-            e, own = negative.sub_(top).exp_(), (positive - top).exp()
-            total = e.sum(dim=2, keepdim=True) + own
-            losses[part] = (total.log() + top - positive).squeeze(2)
-            gradients[part] = (torch.bmm(e, k) + (own - total) * p) / (tau * total)
+    def __init__(
+        self,
+        weight: float = 0.1,
+        source: str = "source",
+        target: str | None = "target",
+        pseudo_target: str = "pseudo_target",
+        query: Literal["pseudo_target", "source"] = "pseudo_target",
+        positive: Positive = "source",
+        negatives: Literal["source_and_target", "source"] = "source_and_target",
+        translation: Translation | None = FourierTranslation(),
+        style: str | None = None,
+        objective: Objective = "infonce",
+        tau: float = 0.2,
+        n: int = 128,
+        m: int = 1024,
+        alpha: float = 0.5,
+        gamma_per_image: bool = False,
+        query_sampling: QuerySampling = "cbqs",
+        denps: bool = True,
+        void_negatives: bool = False,
+        prototype_norm: PrototypeNorm = "after",
+        reduction: Reduction = "mean",
+        class_weighting: ClassWeighting | None = DynamicClassWeights(),
+        projector: Projector = Projector(),
+        projector_lr_scale: float = 10.0,
+    ) -> None:
+        super().__init__(weight)
+        if not tau > 0 or n < 1 or m < 2 or not 0 <= alpha <= 1 or not projector_lr_scale > 0:
+            raise ValueError(
+                f"Pull: found tau={tau}, n={n}, m={m}, alpha={alpha}, projector_lr_scale={projector_lr_scale}; "
+                "expected tau > 0, n >= 1, m >= 2, alpha in [0, 1] and a factor > 0."
+            )
+        needing = [
+            name
+            for name, needed in (
+                ("negatives: source_and_target", negatives == "source_and_target"),
+                ("positive: target", positive == "target"),
+                ("class_weighting", class_weighting is not None),
+            )
+            if needed
+        ]
+        if target is None and needing:
+            raise ValueError(
+                f"Pull: found target: null, but {', '.join(needing)}. Without a target set negatives to source, "
+                "class_weighting to null, and positive to source or pseudo_target."
+            )
+        self.source = source
+        self.target = target
+        self.pseudo_target = pseudo_target
+        self.query = query
+        self.positive = positive
+        self.negatives = negatives
+        self.translation = translation
+        self.style = target if style is None else style
+        self.pull = partial(
+            pull,
+            n=n,
+            m=m,
+            tau=tau,
+            alpha=alpha,
+            gamma_per_image=gamma_per_image,
+            sampling=query_sampling,
+            halves=denps,
+            void=void_negatives,
+            norm=prototype_norm,
+            objective=objective,
+            reduction=reduction,
+        )
+        self.class_weighting = class_weighting
+        self.projector = projector
+        self.projector_lr_scale = projector_lr_scale
+        self.differentiates = (pseudo_target if query == "pseudo_target" else source,)
 
-        places, classes = torch.arange(len(queries), device=device), classes_of_queries(counts, len(queries))
-        slots = _CHUNK * first_chunk[classes] + places - first_query[classes]
-        slots = slots.clamp(max=losses.numel() - 1)
-        ctx.save_for_backward(gradients.flatten(0, 1)[slots])
-        return losses.flatten()[slots]
+    def prepare(self, network: SegmentationNetwork) -> None:
+        """Attaches the projector.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """The gradient of each query, times that of its loss."""
-        return ctx.saved_tensors[0] * grad.unsqueeze(1), None, None, None, None
+        Raises:
+            ValueError: If the weights of classes don't go with their number.
+        """
+        if self.class_weighting is not None:
+            self.class_weighting.check(network.num_classes)
+        network.attach(self.name, self.projector.build(network.channels[-1]), self.projector_lr_scale)
+
+    def forward(self, step: Step) -> Tensor:
+        """L_pull, a scalar; 0, with a graph, where there is nothing to pull.
+
+        Raises:
+            ValueError: If a view isn't there, or the source has no labels of one class for each pixel.
+        """
+        source = self.view(step, self.source)
+        mask = self._mask(source)
+        if "pseudo_target" in (self.query, self.positive) and self.translation is not None:
+            with torch.no_grad():
+                translated = self.translation(to_float(source.image), step.generator, self._style(step, source))
+            step.offer(self.pseudo_target, translated, *source.labels)
+        query = self.differentiates[0]
+        self.view(step, query)
+        queries: Tensor = step.student.attached[self.name](step.levels(query)[-1])
+        size = size_of(queries)
+        with torch.no_grad():
+            labels = subsample(mask, size).long()
+            keys = {"source": Keys(self._projected(step, source), labels)}
+            if self.positive == "pseudo_target":
+                keys["pseudo_target"] = Keys(self._projected(step, self.view(step, self.pseudo_target)), labels)
+            if self.positive == "target" or self.negatives == "source_and_target":
+                keys["target"] = self._target_keys(step, size)
+            weights = self._class_weights(step, queries)
+        negatives = keys["target"] if self.negatives == "source_and_target" else None
+        return self.pull(queries, keys["source"], negatives, weights, step.generator, keys[self.positive])
+
+    def _mask(self, source: View) -> Tensor:
+        labels = source.labels[0] if len(source.labels) == 1 else None
+        if not isinstance(labels, Labels):
+            raise ValueError(
+                f"Pull: found {len(source.labels)} kinds of labels, or soft ones, on the view {self.source!r}; "
+                "expected one class for each pixel. Set `source` to such a view, usually source."
+            )
+        return labels.mask
+
+    def _style(self, step: Step, source: View) -> Tensor:
+        """Images whose style the translation takes."""
+        return source.image.roll(-1, dims=0) if self.style is None else self.view(step, self.style).image
+
+    def _projected(self, step: Step, view: View) -> Tensor:
+        """The teacher's features of a view, (N, D, h, w)."""
+        assert step.teacher is not None
+        features: Tensor = step.teacher.attached[self.name](step.teacher_levels(view.image)[-1])
+        return features
+
+    def _target_keys(self, step: Step, size: Size) -> Keys:
+        view = self._target(step)
+        logits = step.teacher_logits(view.image)
+        labels, confidence = pseudo_label(logits, size, align_corners=False)
+        return Keys(self._projected(step, view), labels, confidence)
+
+    def _class_weights(self, step: Step, like: Tensor) -> Tensor:
+        """Weights of the classes, float32 (C,), of sum 1."""
+        num_classes = step.student.num_classes
+        if self.class_weighting is None:
+            return torch.full((num_classes,), 1 / num_classes, device=like.device)
+        view = self._target(step)
+        known = view.labels[0] if view.labels else None
+        if view.confidence is not None and isinstance(known, Labels):
+            return self.class_weighting(known.mask, view.confidence, num_classes)
+        found = pseudo_label(
+            step.teacher_logits(view.image), size_of(view.image), align_corners=step.student.align_corners
+        )
+        return self.class_weighting(*found, num_classes)
+
+    def _target(self, step: Step) -> View:
+        assert self.target is not None
+        return self.view(step, self.target)

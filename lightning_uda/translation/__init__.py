@@ -1,5 +1,6 @@
 """Image translation and photometric augmentation behind one interface, and the random crops of views."""
 
+from lightning_uda.translation.blend_jitter import BlendJitter
 from lightning_uda.translation.fourier import FourierTranslation, exchange_amplitudes
 from lightning_uda.translation.photometric import (
     ColorJitter,
@@ -12,6 +13,7 @@ from lightning_uda.translation.random_crop import RandomResizedCrop, crop_images
 from lightning_uda.translation.view_jitter import Grey, HSVJitter, KernelBlur, ViewJitter
 
 __all__ = [
+    "BlendJitter",
     "ColorJitter",
     "FourierTranslation",
     "GaussianBlur",

@@ -458,7 +458,7 @@ def test_a_stream_without_labels_cannot_be_sampled_by_class():
         rare(stream="target", labelled=False)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"min_pixels": -1}, {"min_crop_ratio": 1.1}, {"max_tries": 0}])
+@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"min_pixels": -1}, {"min_crop_ratio": -0.1}, {"max_tries": 0}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=f"RareClass: found .*{next(iter(wrong))}="):
         RareClass(**wrong)

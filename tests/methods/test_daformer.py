@@ -98,12 +98,14 @@ def test_parts_change_the_run(options):
 
 def test_rows_at_the_borders_of_target_images_have_no_weight():
     module = daformer(pixel_weighting=BatchConfidence(0.0))
-    weights = module.target_weights(torch.rand(2, 8, 4))
+    weights = module.target_weights(torch.zeros(2, 8, 4).long(), torch.rand(2, 8, 4))
     assert weights[:, 0].eq(0).all()
     assert weights[:, 1:6].eq(1).all()
     assert weights[:, 6:].eq(0).all()
     high = daformer(ignore_top=9, ignore_bottom=120)
-    assert high.target_weights(torch.rand(2, 8, 4)).eq(0).all()  # images of fewer rows than are ignored
+    assert (
+        high.target_weights(torch.zeros(2, 8, 4).long(), torch.rand(2, 8, 4)).eq(0).all()
+    )  # images of fewer rows than are ignored
     with pytest.raises(ValueError, match="ignore_top=-1"):
         daformer(ignore_top=-1)
 

@@ -3,8 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_uda.terms import pull
-from lightning_uda.terms.pull import Keys, pixel_rows, pull_loss, query_losses, source_prototypes, unit_rows
+from lightning_uda.terms import pull_loss as pull_module
 from lightning_uda.terms.pull_draws import (
     Draws,
     classes_of_queries,
@@ -14,6 +13,7 @@ from lightning_uda.terms.pull_draws import (
     query_counts,
     unreliable,
 )
+from lightning_uda.terms.pull_loss import Keys, pixel_rows, pull, pull_loss, query_losses, source_prototypes, unit_rows
 
 
 def seeded(seed=0):
@@ -199,8 +199,8 @@ CASES = [
 @pytest.mark.parametrize(("name", "objective", "norm"), CASES)
 @pytest.mark.parametrize("chunk", [(64, 8), (4, 3), (1, 1)])
 def test_the_loss_of_each_query_is_the_reference(golden, monkeypatch, name, objective, norm, chunk):
-    monkeypatch.setattr(pull, "_CHUNK", chunk[0])
-    monkeypatch.setattr(pull, "_TOGETHER", chunk[1])
+    monkeypatch.setattr(pull_module, "_CHUNK", chunk[0])
+    monkeypatch.setattr(pull_module, "_TOGETHER", chunk[1])
     reference = Reference(golden, norm)
     tau, expected = reference.g["tau"].item(), reference.g[f"{name}_per_query"]
     losses = query_losses(*reference.arguments, tau, objective)
@@ -220,7 +220,7 @@ def test_the_loss_is_the_reference(golden, monkeypatch, name, objective, norm, r
         # Draws that count for nothing make it look as if there were more of them than pixels and keys.
         beyond = torch.zeros(4000, dtype=torch.int64)
         reference.draws = draws._replace(queries=torch.cat([draws.queries, beyond]))
-        monkeypatch.setattr(pull, "_InfoNCE", None)
+        monkeypatch.setattr(pull_module, "_InfoNCE", None)
     weights, tau = reference.g["class_weight"].float(), reference.g["tau"].item()
     loss = pull_loss(*reference.arguments, weights, tau, objective, reduction)
     assert loss.item() == pytest.approx(reference.g[f"{name}_total_{reduction}"].item(), abs=2e-5)
@@ -410,7 +410,7 @@ def test_the_pull_of_a_batch_is_the_loss_of_its_draws(golden, with_target):
     queries, source, target = batch_of(golden)
     target = target if with_target else None
     weights = torch.full((19,), 1 / 19)
-    found = pull.pull(queries, source, target, weights, seeded(5), n=4, m=24)
+    found = pull(queries, source, target, weights, seeded(5), n=4, m=24)
     confident = None if target is None else unreliable(target.labels, target.confidence, 0.5)
     draws = draw(source.labels, confident, 19, seeded(5), 4, 24)
     rows = [pixel_rows(keys.features) for keys in (source, target) if keys is not None]
@@ -424,7 +424,7 @@ def test_prototypes_of_other_images_pull_the_classes_that_these_have(golden):
     confident = target.confidence > 0.6
     there = Keys(target.features, target.labels.where(confident, 255))
     weights = torch.full((19,), 1 / 19)
-    found = pull.pull(queries, source, target, weights, seeded(5), there, n=4, m=24)
+    found = pull(queries, source, target, weights, seeded(5), there, n=4, m=24)
     present = torch.tensor([(there.labels == c).any() for c in range(19)])
     draws = draw(source.labels, unreliable(target.labels, target.confidence), 19, seeded(5), 4, 24)
     assert (draws.counts[~present] > 0).any()
@@ -440,7 +440,7 @@ def test_prototypes_of_other_images_pull_the_classes_that_these_have(golden):
 def test_a_batch_without_labels_costs_nothing_and_has_a_graph(golden):
     queries, source, target = batch_of(golden)
     void = source._replace(labels=torch.full_like(source.labels, VOID))
-    loss = pull.pull(queries, void, target, torch.full((19,), 1 / 19), seeded())
+    loss = pull(queries, void, target, torch.full((19,), 1 / 19), seeded())
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(queries.grad, torch.zeros_like(queries))
@@ -456,6 +456,6 @@ def test_nothing_is_read_back_from_the_device(sampling, objective, with_target, 
     keys = Keys(features.detach(), labels, torch.zeros(2, *size, device="meta"))
     weights = torch.ones(19, device="meta")
     target = keys if with_target else None
-    loss = pull.pull(features, keys, target, weights, seeded(), sampling=sampling, objective=objective)
+    loss = pull(features, keys, target, weights, seeded(), sampling=sampling, objective=objective)
     loss.backward()
     assert features.grad.shape == features.shape
