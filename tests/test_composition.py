@@ -12,12 +12,14 @@ from lightning_uda.methods import (
     DACS,
     DSP,
     EHTDI,
+    T2SDA,
     AdaBN,
     DAFormer,
     MeanTeacher,
     NaiveClassMix,
     SelfTraining,
     SourceOnly,
+    T2SDAGeneralization,
 )
 from lightning_uda.report import report
 
@@ -52,6 +54,7 @@ def fit(folder, config, options):
         ("dacs_htcm", "", ["htcm", "mixed", "source"]),
         ("dacs", "--model.terms.mic MaskedConsistency --model.terms.mic.patch 16", ["mic", "mixed", "source"]),
         ("dacs", "--model.terms.picl PixelContrast", ["mixed", "picl", "source"]),
+        ("dacs_pull", "", ["mixed", "pull", "source"]),
         ("dsp_procl", "", ["feature", "procl", "source", "source_mixed", "target_mixed"]),
     ],
 )
@@ -102,7 +105,11 @@ COMMON = ["network", "label_space", "optimizer", "schedule", "inference", "seed"
 
 
 @pytest.mark.parametrize(
-    "method", [SourceOnly, AdaBN, MeanTeacher, NaiveClassMix, DACS, DAFormer, DSP, EHTDI, SelfTraining]
+    "method",
+    [
+        *(SourceOnly, AdaBN, MeanTeacher, NaiveClassMix, DACS, DAFormer, DSP, EHTDI),
+        *(T2SDA, T2SDAGeneralization, SelfTraining),
+    ],
 )
 def test_every_method_shows_the_arguments_of_the_base(method, capsys):
     with pytest.raises(SystemExit):

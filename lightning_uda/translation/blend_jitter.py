@@ -30,7 +30,7 @@ class BlendJitter(Translation):
     def __init__(
         self, brightness: float = 0.8, contrast: float = 0.8, saturation: float = 0.8, hue: float = 0.2
     ) -> None:
-        if not min(brightness, contrast, saturation, hue) >= 0 or not hue <= 0.5:
+        if not all(width >= 0 for width in (brightness, contrast, saturation, hue)) or hue > 0.5:
             raise ValueError(
                 f"BlendJitter: found brightness={brightness}, contrast={contrast}, saturation={saturation}, hue={hue}; "
                 "expected half-widths >= 0, of the hue at most 0.5."
