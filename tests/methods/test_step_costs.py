@@ -15,7 +15,17 @@ from lightning_uda.callbacks import EMATeacher, LongTailStatistics
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.datasets import FolderDataset
-from lightning_uda.methods import DACS, DSP, EHTDI, DAFormer, MeanTeacher, NaiveClassMix, SourceOnly
+from lightning_uda.methods import (
+    DACS,
+    DSP,
+    EHTDI,
+    T2SDA,
+    DAFormer,
+    MeanTeacher,
+    NaiveClassMix,
+    SourceOnly,
+    T2SDAGeneralization,
+)
 from lightning_uda.networks.base import Classifier, InputNormalization, Outputs, SegmentationNetwork, parameter_group
 from tests.fixtures.tiny import tiny_network
 from tests.methods.test_dacs import QUIET
@@ -51,7 +61,7 @@ def batch(device):
     return {"source": labelled(2), "template": labelled(2), "target": target, "tail": labelled(2, 2)}
 
 
-METHODS = [DACS, DAFormer, DSP, EHTDI, MeanTeacher, NaiveClassMix]
+METHODS = [DACS, DAFormer, DSP, EHTDI, MeanTeacher, NaiveClassMix, T2SDA, T2SDAGeneralization]
 
 
 def step(method, device, batch_idx=0):
