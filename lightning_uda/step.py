@@ -272,6 +272,14 @@ class Step:
                 self._levels[name] = self.student.encode(to_float(self.views[name].image))
         return self._levels[name]
 
+    def seen_views(self) -> dict[str, View]:
+        """Views that the student has seen, for pictures."""
+        return {
+            name: view.for_pictures()
+            for name, view in self.views.items()
+            if view.outputs is not None or name in self._levels
+        }
+
     def teacher_logits(self, image: Tensor) -> Tensor:
         """The teacher's logits (N, C, h, w) of images, without gradient; computed once for a tensor.
 

@@ -155,7 +155,7 @@ class UDAModule(LightningModule):
             step.add_loss(name, term.weight * term(step))
         loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
-        self.last_views = {name: view.for_pictures() for name, view in step.views.items() if view.outputs is not None}
+        self.last_views = step.seen_views()
         self.last_losses = step.losses
         return loss
 

@@ -255,12 +255,19 @@ def test_points_are_trained_in_processes_of_their_own_without_wandb(config, tmp_
 def test_shipped_sweeps_are_those_of_the_papers():
     grids = {path.stem: read_sweep(path) for path in SHIPPED}
     names = ("dsp_beta", "dsp_k", "cbst_portion", "ehtdi_tau")
-    assert set(grids) == {*names, *(f"minicity_{name}" for name in names)}
+    of_t2sda = (f"t2sda_{name}" for name in ("lambda", "tau", "beta", "alpha", "n_m"))
+    assert set(grids) == {*names, *(f"minicity_{name}" for name in names), *of_t2sda}
+    pull = "model.init_args.pull.init_args"
     portions = "model.init_args.rounds.init_args.portions"
     swept = {
         "dsp_beta": {"model.init_args.beta": [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1]},
         "dsp_k": {"model.init_args.long_tail_k": [0, 1, 2, 3]},
         "ehtdi_tau": {"model.init_args.htcm.init_args.tau": [0, 0.35, 0.55, 0.75, 0.95, 0.97]},
+        "t2sda_lambda": {f"{pull}.weight": [0.01, 0.1, 0.5, 1.0]},
+        "t2sda_tau": {f"{pull}.tau": [0.02, 0.2, 0.5, 1.0]},
+        "t2sda_beta": {f"{pull}.class_weighting.init_args.beta": [0.1, 0.5, 1.0, 2.0]},
+        "t2sda_alpha": {f"{pull}.alpha": [0.1, 0.5, 0.9]},
+        "t2sda_n_m": {f"{pull}.n": [64, 128, 256], f"{pull}.m": [512, 1024, 2048]},
         "cbst_portion": {f"{portions}.initial": [0.1, 0.15, 0.2, 0.25, 0.3], f"{portions}.step": [0.025, 0.05, 0.1]},
     }
     for name, sweep in grids.items():
