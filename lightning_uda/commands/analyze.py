@@ -243,7 +243,7 @@ def _table(found: Mapping[str, Domain], similarity: Tensor, space: LabelSpace, t
         for i, (name, color) in enumerate(zip(space.classes, space.palette, strict=True))
     ]
     means = [_cell(values.nanmean()) if values.is_floating_point() else "" for values in columns.values()]
-    headings = [name.replace("_", " ").replace("ccd", "CCD").replace("pdd", "PDD") for name in columns]
+    headings = [*(f"{name} {domain}" for name in ("pixels", "CCD", "PDD") for domain in found), "cosine"]
     return console_table(title, ("class", *headings), [*rows, Row("mean", means, style="bold", section=True)])
 
 

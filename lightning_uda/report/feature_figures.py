@@ -74,11 +74,8 @@ def similarity_figure(similarity: Sequence[float], space: LabelSpace, title: str
     axes = figure.add_subplot()
     axes.barh(places, np.where(present, values, 0), color=_colors(space), edgecolor=_INK, linewidth=0.4, height=0.72)
     for place, value in zip(places, values, strict=True):
-        text, color = (f"{value:.3f}", _INK) if np.isfinite(value) else ("absent from a domain", _FAINT)
-        axes.annotate(
-            text, (max(np.nan_to_num(value), 0), place), (4, 0), textcoords="offset points", color=color,
-            fontsize=8, va="center",
-        )  # fmt: skip
+        text, color = (f"{value:.3f}", _INK) if np.isfinite(value) else ("absent", _FAINT)
+        axes.annotate(text, (1.02, place), color=color, fontsize=8, va="center")
     if present.any():
         mean = float(values[present].mean())
         axes.axvline(mean, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
