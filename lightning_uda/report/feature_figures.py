@@ -113,11 +113,11 @@ def tsne_figure(points: Mapping[str, tuple[Points, Tensor]], space: LabelSpace, 
         axes.scatter(
             places[:, 0],
             places[:, 1],
-            s=13,
+            s=14,
             c=colors[labels.numpy()],
             marker=_MARKERS[domain],
             alpha=0.85,
-            linewidths=0.35 if domain == "target" else 0,
+            linewidths=0.3 if domain == "target" else 0,
             edgecolors=_INK,
         )
     axes.set_aspect("equal", adjustable="datalim")
@@ -126,7 +126,10 @@ def tsne_figure(points: Mapping[str, tuple[Points, Tensor]], space: LabelSpace, 
     shown = sorted({label for _, labels in points.values() for label in labels.tolist()})
     classes = [_mark("s", colors[label], space.classes[label]) for label in shown]
     domains = [_mark(_MARKERS[domain], "#bbbbbb", domain, _INK if domain == "target" else "none") for domain in points]
-    figure.legend(handles=[*domains, *classes], loc="outside right center", frameon=False, fontsize=9, labelcolor=_INK)
+    gap = _mark("", "none", "")
+    figure.legend(
+        handles=[*domains, gap, *classes], loc="outside right center", frameon=False, fontsize=9, labelcolor=_INK
+    )
     figure.suptitle(title, fontsize=11, color=_INK)
     return figure
 
