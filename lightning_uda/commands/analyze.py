@@ -35,7 +35,7 @@ from lightning_uda.resize import size_of, subsample
 from lightning_uda.resuming import CheckpointFiles, is_address
 from lightning_uda.step import to_float
 from lightning_uda.tables import Row, console_table, write_table
-from lightning_uda.terms.pull import pixel_rows
+from lightning_uda.terms.pull_loss import pixel_rows
 
 CLASSES_FILE, SIMILARITY_FILE, TSNE_FILE = "classes.csv", "similarity.png", "tsne.png"
 PIXELS_PER_CLASS, PERPLEXITY = 256, 30

@@ -85,10 +85,9 @@ def similarity_figure(similarity: Sequence[float], space: LabelSpace, title: str
         )  # fmt: skip
     axes.set_yticks(places, space.classes)
     axes.set_ylim(space.num_classes - 0.4, -0.6)
-    axes.set_xlim(min(0.0, float(np.nan_to_num(values).min()) - 0.02), 1.12)
-    axes.set_xticks(
-        [tick for tick in (-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1) if tick >= axes.get_xlim()[0]]
-    )
+    lowest = min(0.0, float(np.nan_to_num(values).min()) - 0.02)
+    axes.set_xlim(lowest, 1.12)
+    axes.set_xticks([tick / 5 for tick in range(-5, 6) if tick / 5 >= lowest])
     axes.set_xlabel("cosine of the class centres of source and target", fontsize=9, color=_INK)
     axes.tick_params(length=0, labelsize=9, colors=_INK)
     axes.spines[:].set_visible(False)

@@ -1,6 +1,8 @@
 """`lightning-uda analyze`, of a checkpoint as it comes from training."""
 
 import csv
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +226,17 @@ def test_the_command_line_takes_what_validate_takes(config, tmp_path):
     cli = run_trainer(["validate", "--config", config, "--trainer.accelerator", "cpu"], kind=AnalyzeCLI)
     assert cli.trainer.strategy.root_device == torch.device("cpu")
     assert not (tmp_path / "SourceOnly").exists()
+
+
+def test_the_command_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = run_stages(tmp_path, "DACS", stages=("fit",))["fit"]
+    (run / "checkpoints/step=4.ckpt").rename(run / "checkpoints/last.ckpt")
+    (tmp_path / "runs/minicity").mkdir(parents=True)
+    (tmp_path / "runs/minicity/t2sda").symlink_to(run.parent)
+    (command,) = re.findall(r"^lightning-uda (analyze .*)$", (ROOT / "docs/analysis.md").read_text(), re.M)
+    main([*shlex.split(command), "--no_tsne"])
+    assert (tmp_path / "runs/minicity/t2sda/analysis/similarity.png").is_file()
+    columns = {name.removesuffix("_source") for name in next(iter(table(run.parent / "analysis").values()))}
+    page = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs/analysis.md").read_text(), re.M))
+    assert {name for name in columns if not name.endswith("_target")} == page
