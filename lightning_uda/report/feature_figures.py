@@ -41,7 +41,7 @@ def embed(rows: Tensor, seed: int, perplexity: float = 30.0) -> Points:
 
     Args:
         rows: Features (S, D) of more pixels than the perplexity.
-        seed: The same one gives the same places, with the same version of scikit-learn.
+        seed: Of its random numbers; several threads round in no fixed order, which may move places.
         perplexity: About how many neighbours count.
 
     Returns:
