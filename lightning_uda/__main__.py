@@ -48,6 +48,11 @@ COMMANDS = {
     ),
     "report": Command("report:report_runs", "RUN [RUN ...]", "one table and one HTML page of several runs"),
     "folds": Command("folds:pool_folds", "RUN [RUN ...]", "the folds of cross-validation (NTHU) pooled, one run each"),
+    "analyze": Command(
+        "analyze:analyze_features",
+        "--config FILE --output DIR",
+        "how classes of source and target lie in feature space: distances, similarity, t-SNE",
+    ),
     "sweep": Command("sweep:sweep_runs", "FILE", "the runs of a W&B sweep file, one after another, without W&B"),
     "grid": Command("grid:run_grid", "FILE", "the runs of a table, rows x seeds, and the table"),
 }

@@ -224,14 +224,15 @@ class UDACLI(LightningCLI):
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
 
-def run_trainer(arguments: list[str], epilog: str = "") -> UDACLI:
+def run_trainer(arguments: list[str], epilog: str = "", kind: type[UDACLI] = UDACLI) -> UDACLI:
     """`fit`, `validate`, `test` and `predict`.
 
     Args:
         arguments: Arguments without the program's name.
         epilog: What `--help` says below the subcommands.
+        kind: Which command line; another one may do something else under the same options.
     """
-    return UDACLI(
+    return kind(
         UDAModule,
         UDADataModule,
         save_config_callback=SaveConfig,

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.step import to_float
 
 When = Literal["evaluation", "start"]
@@ -58,10 +59,10 @@ class AdaptBatchNorm(Callback):
                 f"AdaptBatchNorm: {type(pl_module.student).__name__} has no BatchNorm layer whose statistics could be "
                 "re-estimated. Remove the callback from trainer.callbacks."
             )
-        self._loader(trainer)
+        self._loader(trainer.datamodule)  # type: ignore[attr-defined]
 
-    def _loader(self, trainer: Trainer) -> Any:
-        return trainer.datamodule.target_dataloader(self.num_images, self.batch_size)  # type: ignore[attr-defined]
+    def _loader(self, data: UDADataModule) -> Any:
+        return data.target_dataloader(self.num_images, self.batch_size)
 
     def _network(self, pl_module: LightningModule) -> nn.Module:
         """Whose statistics are replaced."""
@@ -69,7 +70,7 @@ class AdaptBatchNorm(Callback):
         return network
 
     @torch.no_grad()
-    def _estimate(self, trainer: Trainer, network: nn.Module, device: torch.device) -> None:
+    def _estimate(self, data: UDADataModule, network: nn.Module, device: torch.device) -> None:
         """Replaces the statistics of a network in eval mode."""
         layers = _batch_norms(network)
         momenta = [layer.momentum for layer in layers]
@@ -77,18 +78,19 @@ class AdaptBatchNorm(Callback):
             layer.reset_running_stats()
             layer.momentum = None  # the mean over all batches
             layer.train()
-        for batches in self._loader(trainer):
+        for batches in self._loader(data):
             for batch in batches:
                 network(to_float(batch["image"].to(device)))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
             layer.eval()
 
-    def _adapt(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def adapt(self, pl_module: LightningModule, data: UDADataModule) -> None:
+        """Takes target statistics for an evaluation, if that is when they are wanted; the network is in eval mode."""
         if self.when == "evaluation":
             network = self._network(pl_module)
             self._source_statistics = [_statistics(layer) for layer in _batch_norms(network)]
-            self._estimate(trainer, network, pl_module.device)
+            self._estimate(data, network, pl_module.device)
 
     @torch.no_grad()
     def _restore(self, pl_module: LightningModule) -> None:
@@ -102,12 +104,12 @@ class AdaptBatchNorm(Callback):
         if self.when == "start" and trainer.ckpt_path is None:
             network = self._network(pl_module)
             training = network.training
-            self._estimate(trainer, network.eval(), pl_module.device)
+            self._estimate(trainer.datamodule, network.eval(), pl_module.device)  # type: ignore[attr-defined]
             network.train(training)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes target statistics."""
-        self._adapt(trainer, pl_module)
+        self.adapt(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the statistics back."""
@@ -115,7 +117,7 @@ class AdaptBatchNorm(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes target statistics."""
-        self._adapt(trainer, pl_module)
+        self.adapt(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the statistics back."""
@@ -123,7 +125,7 @@ class AdaptBatchNorm(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes target statistics."""
-        self._adapt(trainer, pl_module)
+        self.adapt(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the statistics back."""

@@ -207,6 +207,27 @@ class UDADataModule(LightningDataModule):
         Gives lists of batches: one batch, or one for each size among `batch_size` images.
         """
         images = EvaluationImages(self._require("target"), self.eval_transform, None)
+        return self._sized_loader(images, num_images, batch_size)
+
+    def labelled_dataloader(self, name: str, num_images: int | None = None) -> DataLoader[Any]:
+        """Images of a set with labels, in the geometry of evaluation, with their masks; read from their files.
+
+        Args:
+            name: Of the set, such as "source", whose training geometry isn't used.
+            num_images: How many, evenly spread; `None` takes all.
+
+        Returns:
+            A loader of lists of batches: one batch, or one for each size among `eval_batch_size` images.
+
+        Raises:
+            DatasetError: If the set isn't there.
+        """
+        dataset = self._require(name)
+        images = EvaluationImages(dataset, self.eval_transform, LabelReader(dataset, self._table(dataset)))
+        return self._sized_loader(images, len(images) if num_images is None else num_images, self.eval_batch_size)
+
+    def _sized_loader(self, images: EvaluationImages, num_images: int, batch_size: int) -> DataLoader[Any]:
+        """Evenly spread images, in lists of batches of one size."""
         chosen = np.unique(np.linspace(0, len(images) - 1, min(num_images, len(images))).round().astype(int))
         return DataLoader(
             Subset(images, chosen.tolist()),
@@ -420,7 +441,8 @@ def collate_evaluation(items: list[dict[str, Any]]) -> dict[str, Tensor | list[A
 
 
 def _collate_by_size(items: list[dict[str, Any]]) -> list[dict[str, Tensor | list[Any]]]:
-    by_size: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    by_size: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for item in items:
-        by_size.setdefault(item["image"].shape, []).append(item)
+        sizes = tuple(item[key].shape for key in ("image", "mask") if key in item)
+        by_size.setdefault(sizes, []).append(item)
     return [collate_evaluation(alike) for alike in by_size.values()]

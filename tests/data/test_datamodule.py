@@ -1,6 +1,7 @@
 import zlib
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -418,3 +419,29 @@ def test_the_template_has_a_sampling_of_its_own():
 def test_a_sampling_that_does_not_fit_is_refused_before_training(settings, message):
     with pytest.raises(ValueError, match=message):
         fit(Mixing, **settings)
+
+
+def test_labelled_images_come_in_the_geometry_of_evaluation_in_batches_of_one_size():
+    class Uneven(TinyDataset):
+        """The second of three images is wider, and the masks of all are twice as large."""
+
+        sizes_may_differ = True
+
+        def load_image(self, index):
+            return np.full((24, 40 if index == 1 else 32, 3), index, np.uint8)
+
+        def load_label(self, index):
+            return np.full((48, 80 if index == 1 else 64), index, np.uint8)
+
+    data = tiny_data(source=Uneven(3), source_transform=TrainTransform(resize=(12, 16), crop=(8, 8)), eval_batch_size=3)
+    (batches,) = data.labelled_dataloader("source")
+    assert [batch["image"].shape for batch in batches] == [(2, 3, 24, 32), (1, 3, 24, 40)]
+    assert [batch["mask"].shape for batch in batches] == [(2, 48, 64), (1, 48, 80)]
+    assert [batch["image"][:, 0, 0, 0].tolist() for batch in batches] == [[0, 2], [1]]
+    assert [batch["mask"][:, 0, 0].tolist() for batch in batches] == [[0, 2], [1]]
+    ((batch,),) = data.labelled_dataloader("source", 2)
+    assert batch["name"] == ["tiny_0_0", "tiny_0_2"]
+    resized = tiny_data(eval_transform=EvalTransform(resize=(12, 16)))
+    assert next(iter(resized.labelled_dataloader("val")))[0]["image"].shape == (1, 3, 12, 16)
+    with pytest.raises(DatasetError, match=r"data\.val isn't set"):
+        tiny_data(val=None).labelled_dataloader("val")
