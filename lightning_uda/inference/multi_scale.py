@@ -21,7 +21,7 @@ class MultiScale(Inference):
 
     Args:
         base: Policy that each pass takes, such as `SlidingWindow`; it must give logits.
-        scales: Factors on height and width of the image; CBST's.
+        scales: Factors on height and width of the image, or one of them; CBST's.
         flip: Whether each pass is repeated with the mirrored image.
         average: "probs" or "logits".
 
@@ -32,10 +32,11 @@ class MultiScale(Inference):
     def __init__(
         self,
         base: Inference = WholeImage(),
-        scales: Sequence[float] = (0.5, 0.75, 1.0),
+        scales: Sequence[float] | float = (0.5, 0.75, 1.0),
         flip: bool = True,
         average: Literal["probs", "logits"] = "probs",
     ) -> None:
+        scales = (scales,) if isinstance(scales, float) else tuple(scales)
         if not scales or min(scales) <= 0:
             raise ValueError(f"MultiScale: found scales {list(scales)}; expected one or more numbers above 0.")
         if base.gives_probabilities:
@@ -49,7 +50,7 @@ class MultiScale(Inference):
                 "its scale; expected one without `resize`. Resize in `data.eval_transform`, or choose other scales."
             )
         self.base = base
-        self.scales = tuple(scales)
+        self.scales = scales
         self.flip = flip
         self.average = average
         self.gives_probabilities = average == "probs"

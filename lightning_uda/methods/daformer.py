@@ -50,7 +50,7 @@ class DAFormer(TeacherModule):
         ignore_top: int = 15,
         ignore_bottom: int = 120,
         feature_distance: FeatureDistance | None = FeatureDistance(),
-        augmentation: Translation | None = StrongAugmentation(0.2, 0.2, 0.2, 0.2),
+        augmentation: Translation | None = StrongAugmentation(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2),
         paste_mask: PasteMask = ClassMask(of_batch=True),
         **common: Any,
     ) -> None:

@@ -17,7 +17,7 @@ from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.step import Labels, Step, View, to_float
 from lightning_uda.terms import ConfidentPaste, PixelContrast, PrototypeContrast
-from lightning_uda.translation import GaussianBlur, RandomApply, RandomResizedCrop, Translation, ViewJitter
+from lightning_uda.translation import RandomBlur, RandomResizedCrop, Translation, ViewJitter
 
 
 class EHTDI(TeacherModule):
@@ -65,8 +65,8 @@ class EHTDI(TeacherModule):
         htcm: ConfidentPaste | None = ConfidentPaste(of="mixed_weak", image="mixed", onto="source_strong"),
         procl: PrototypeContrast | None = PrototypeContrast(),
         picl: PixelContrast | None = PixelContrast(),
-        crop: RandomResizedCrop | None = RandomResizedCrop((512, 512)),
-        input_augmentation: Translation | None = RandomApply(GaussianBlur((0.0, 1.0)), p=0.5, gate="image"),
+        crop: RandomResizedCrop | None = RandomResizedCrop(size=512),
+        input_augmentation: Translation | None = RandomBlur(),
         augmentation: Translation | None = ViewJitter(),
         second_augmentation: Translation | None = None,
         pseudo_labels_of: Literal["student", "teacher"] = "student",

@@ -14,7 +14,7 @@ from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.pseudo_labels import ClassWeighting
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import Pull
-from lightning_uda.translation import BlendJitter, FourierTranslation, RandomApply, Translation
+from lightning_uda.translation import BlendJitter, FourierTranslation, Translation
 
 
 class T2SDA(DAFormer):
@@ -121,7 +121,7 @@ class T2SDAGeneralization(TeacherModule):
     def __init__(
         self,
         *,
-        translation: Translation = RandomApply(BlendJitter(), p=0.8, gate="image"),
+        translation: Translation = BlendJitter(),
         pull: Pull = Pull(target=None, negatives="source", class_weighting=None, translation=None),
         **common: Any,
     ) -> None:

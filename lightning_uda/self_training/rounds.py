@@ -86,7 +86,7 @@ class SelfTrainingRounds(Callback):
         epochs_per_round: int = 2,
         portions: PortionPolicy = PortionPolicy(),
         thresholds: ThresholdSearch = RadixSelect(),
-        inference: Inference = MultiScale(scales=(0.9,)),
+        inference: Inference = MultiScale(scales=0.9),
         source_images: SourceSubset = SourcePerTarget(),
         mining: RareClassMining | None = RareClassMining(),
         spatial_prior: SpatialPrior | None = None,

@@ -6,6 +6,7 @@ from lightning_uda.translation.photometric import (
     ColorJitter,
     GaussianBlur,
     RandomApply,
+    RandomBlur,
     StrongAugmentation,
     Translation,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "HSVJitter",
     "KernelBlur",
     "RandomApply",
+    "RandomBlur",
     "RandomResizedCrop",
     "StrongAugmentation",
     "Translation",

@@ -22,30 +22,38 @@ class BlendJitter(Translation):
         contrast: Half-width of the factor, drawn likewise.
         saturation: Half-width of the factor, drawn likewise.
         hue: Half-width h of the shift in turns, drawn from U(-h, h); at most 0.5.
+        p: Probability of an image to be changed, 0-1.
 
     Raises:
-        ValueError: If one is negative, or the hue above 0.5.
+        ValueError: If one is negative, the hue above 0.5, or the probability above 1.
     """
 
     def __init__(
-        self, brightness: float = 0.8, contrast: float = 0.8, saturation: float = 0.8, hue: float = 0.2
+        self,
+        brightness: float = 0.8,
+        contrast: float = 0.8,
+        saturation: float = 0.8,
+        hue: float = 0.2,
+        p: float = 0.8,
     ) -> None:
-        if not all(width >= 0 for width in (brightness, contrast, saturation, hue)) or hue > 0.5:
+        if not all(value >= 0 for value in (brightness, contrast, saturation, hue, p)) or hue > 0.5 or p > 1:
             raise ValueError(
-                f"BlendJitter: found brightness={brightness}, contrast={contrast}, saturation={saturation}, hue={hue}; "
-                "expected half-widths >= 0, of the hue at most 0.5."
+                f"BlendJitter: found brightness={brightness}, contrast={contrast}, saturation={saturation}, hue={hue}, "
+                f"p={p}; expected half-widths >= 0, of the hue at most 0.5, and a probability."
             )
         self.widths = (brightness, contrast, saturation, hue)
+        self.p = p
 
     def __call__(self, image: Tensor, generator: torch.Generator, other: Tensor | None = None) -> Tensor:
         """Jittered batch, float (N, 3, H, W) in [0, 1]."""
-        draws = torch.rand(4, len(image), generator=generator, dtype=torch.float32)
+        draws = torch.rand(5, len(image), generator=generator, dtype=torch.float32)
         order = torch.randperm(4, generator=generator).tolist()
         widths = torch.tensor(self.widths).unsqueeze(1)
         low = torch.cat([(1 - widths[:3]).clamp(min=0), -widths[3:]])
         high = torch.cat([1 + widths[:3], widths[3:]])
-        factors = (low + (high - low) * draws).to(image, non_blocking=True).view(4, -1, 1, 1, 1)
-        return blend_jitter(image, factors, order)
+        factors = (low + (high - low) * draws[:4]).to(image, non_blocking=True).view(4, -1, 1, 1, 1)
+        chosen = (draws[4] < self.p).to(image.device, non_blocking=True).view(-1, 1, 1, 1)
+        return torch.where(chosen, blend_jitter(image, factors, order), image)
 
 
 def blend_jitter(image: Tensor, factors: Tensor, order: list[int]) -> Tensor:

@@ -314,6 +314,18 @@ class RandomApply(Translation):
         return image.index_copy(0, part, translated)
 
 
+class RandomBlur(RandomApply):
+    """Gaussian blur of some images, each chosen by itself.
+
+    Args:
+        sigma: As in `GaussianBlur`.
+        p: Probability of an image to be blurred, 0-1.
+    """
+
+    def __init__(self, sigma: tuple[float, float] = (0.0, 1.0), p: float = 0.5) -> None:
+        super().__init__(GaussianBlur(sigma), p, gate="image")
+
+
 class StrongAugmentation(Translation):
     """What DACS does to mixed images: colour jitter, then blur, each behind a gate shared by the batch.
 

@@ -20,7 +20,7 @@ class RandomResizedCrop:
     several draws fits in the image, the largest central box of an allowed aspect ratio is taken.
 
     Args:
-        size: Height and width of the result; `None` keeps those of the images.
+        size: Height and width of the result, or one number for both; `None` keeps those of the images.
         scale: Range of the box's share of the image's area, drawn uniformly.
         ratio: Range of the box's width over its height, drawn log-uniformly. It is relative to that of `size`: 1
             keeps the shape of things. For a square `size`, as the paper's 512 x 512, it is the aspect ratio itself.
@@ -29,11 +29,12 @@ class RandomResizedCrop:
 
     def __init__(
         self,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | int | None = None,
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         tries: int = 10,
     ) -> None:
+        size = (size, size) if isinstance(size, int) else size
         if size is not None and min(size) < 1:
             raise ValueError(f"RandomResizedCrop: found size={size}; expected a height and a width of at least 1.")
         if not 0 < scale[0] <= scale[1] <= 1:
