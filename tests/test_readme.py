@@ -67,7 +67,7 @@ def test_lightning_uda_commands_run_in_the_order_of_the_readme(workplace):
 
 
 def test_make_commands_are_targets():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     commands = {command for command in COMMANDS if command.startswith("make")}
     assert commands == {"make demo", "make test"}
     assert {command.split()[1] for command in commands} <= targets
