@@ -133,7 +133,7 @@ def test_a_sampling_is_named_on_the_command_line_and_saved(config, tmp_path):
     saved = yaml.safe_load((tmp_path / "runs/tiny/version_0/config.yaml").read_text())["data"]["init_args"]
     assert saved["source_sampling"]["class_path"] == "lightning_uda.data.sampling.RareClass"
     found = saved["source_sampling"]["init_args"]
-    assert found == {"temperature": 0.05, "min_pixels": 60, "min_crop_ratio": 0.5, "max_tries": 11}
+    assert found == {"temperature": 0.05, "min_pixels": 60, "min_crop_ratio": 0.5, "max_tries": 11, "max_share": 0.75}
     assert saved["target_sampling"]["class_path"] == "lightning_uda.data.sampling.Shuffled"
     stream = cli.datamodule._stream("source")
     assert (type(stream).__name__, stream.min_pixels) == ("RareClassStream", 30)

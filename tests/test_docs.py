@@ -47,7 +47,9 @@ def test_data_check_of_a_dataset_page_runs(dataset, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", *(str(page.relative_to(ROOT)) for page in PAGES[1:])])
 def test_make_targets_named_exist(page):
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^)(?:\w+=\S+ )*make (?:-j\d )?([a-z0-9-]+)", (ROOT / page).read_text(), re.M)) <= targets
+    assert (
+        set(re.findall(r"(?:`|^)(?:\w+=\S+ )*make (?:-j\d )?([a-z0-9-]+)", (ROOT / page).read_text(), re.M)) <= targets
+    )
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs/methods").glob("*.md")), ids=lambda page: page.stem)

@@ -91,25 +91,33 @@ class RareClass(Sampling):
             the label file. 3000 suits images of about 2 megapixels.
         min_crop_ratio: A crop shows enough of the class if it has more than `min_pixels` times this of its pixels,
             counted after resizing and cropping. HRDA's is 2, as its images are twice as large.
-        max_tries: Crops tried; the last is kept, whatever it shows. DAFormer crops once and again up to 10 times.
+        max_tries: Crops tried. DAFormer crops once and again up to 10 times. If none will do, the last is kept that
+            shows enough of the class; without such a one the last.
+        max_share: A crop will do only if no class has this share (0-1) of its labelled pixels or more; above 1 all do.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
     def __init__(
-        self, temperature: float = 0.01, min_pixels: int = 3000, min_crop_ratio: float = 0.5, max_tries: int = 11
+        self,
+        temperature: float = 0.01,
+        min_pixels: int = 3000,
+        min_crop_ratio: float = 0.5,
+        max_tries: int = 11,
+        max_share: float = 0.75,
     ) -> None:
-        if not temperature > 0 or min_pixels < 0 or not min_crop_ratio >= 0 or max_tries < 1:
+        if not temperature > 0 or min_pixels < 0 or not min_crop_ratio >= 0 or max_tries < 1 or not max_share > 0:
             raise ValueError(
                 f"RareClass: found temperature={temperature}, min_pixels={min_pixels}, "
-                f"min_crop_ratio={min_crop_ratio}, max_tries={max_tries}; expected a temperature above 0, a number of "
-                "pixels and a ratio of at least 0, and at least one try."
+                f"min_crop_ratio={min_crop_ratio}, max_tries={max_tries}, max_share={max_share}; expected a "
+                "temperature and a share above 0, a number of pixels and a ratio of at least 0, and at least one try."
             )
         self.temperature = temperature
         self.min_pixels = min_pixels
         self.min_crop_ratio = min_crop_ratio
         self.max_tries = max_tries
+        self.max_share = max_share
 
     def stream(self, origin: Origin, statistics: Callable[[], ClassStatistics]) -> RareClassStream:
         """The stream over all classes that have a labelled pixel.
@@ -134,7 +142,8 @@ class RareClass(Sampling):
             )
         if not images:
             raise ValueError("RareClass: found no labelled pixel in data.source. Mend its class map or label space.")
-        return RareClassStream(origin, probabilities, images, self.min_pixels * self.min_crop_ratio, self.max_tries)
+        min_pixels = self.min_pixels * self.min_crop_ratio
+        return RareClassStream(origin, probabilities, images, min_pixels, self.max_tries, self.max_share)
 
 
 def rare_class_probabilities(pixels: npt.ArrayLike, temperature: float) -> npt.NDArray[np.float64]:
@@ -161,7 +170,8 @@ class RareClassStream:
         probabilities: (C,), of the classes.
         images: Train id of each class that can be drawn to the indices of its images, at least one.
         min_pixels: A crop shows enough of the class if it has more than this number of its pixels.
-        max_tries: Crops tried; the last is kept.
+        max_tries: Crops tried; see `RareClass` for which is kept.
+        max_share: A crop will do if no class has this share of its labelled pixels or more.
     """
 
     end: ClassVar[int | None] = None
@@ -173,12 +183,14 @@ class RareClassStream:
         images: Mapping[int, Indices],
         min_pixels: float,
         max_tries: int,
+        max_share: float,
     ) -> None:
         self.origin = origin
         self.probabilities = probabilities
         self.images = images
         self.min_pixels = min_pixels
         self.max_tries = max_tries
+        self.max_share = max_share
 
     def draw(self, position: int) -> tuple[int, int, list[int]]:
         """Train id and image index of a position, and the seeds of its crops, in the order in which they are tried."""
@@ -199,10 +211,14 @@ class RareClassStream:
         """
         wanted, index, seeds = self.draw(position)
         label = _label(self.origin, index)
+        kept = seeds[-1]
         for seed in seeds:
-            if np.count_nonzero(_cropped(label, self.origin.transform, seed) == wanted) > self.min_pixels:
-                break
-        return crop_sample(self.origin.dataset.load_image(index), label, self.origin.transform, seed)
+            pixels = np.bincount(_cropped(label, self.origin.transform, seed).ravel(), minlength=256)[:IGNORE_INDEX]
+            if pixels[wanted] > self.min_pixels:
+                kept = seed
+                if pixels.max() < self.max_share * pixels.sum():
+                    break
+        return crop_sample(self.origin.dataset.load_image(index), label, self.origin.transform, kept)
 
 
 TailClasses = int | Literal["gap"] | Sequence[str]

@@ -361,7 +361,7 @@ def rare(dataset=None, stream="source", seed=0, crop=(16, 16), resize=None, labe
     dataset = dataset or Squares()
     transform = TrainTransform(resize=resize, crop=crop)
     origin = Origin(stream, dataset, LabelReader(dataset, TABLE) if labelled else None, transform, seed)
-    return RareClass(**{"min_pixels": 100, **settings}).stream(origin, lambda: statistics_of(dataset))
+    return RareClass(**{"min_pixels": 100, "max_share": 1.1, **settings}).stream(origin, lambda: statistics_of(dataset))
 
 
 @pytest.mark.parametrize("temperature", ["0.01", "0.1", "1.0", "inf"])
@@ -413,6 +413,24 @@ def test_crops_are_tried_until_one_shows_more_than_the_least_share_and_the_last_
     assert last_tries > 20
 
 
+def test_crops_of_nearly_one_class_are_tried_again():
+    dataset = Squares()
+    stream = rare(dataset, min_crop_ratio=0.1, max_tries=5, max_share=0.7)
+    again, kept_enough, kept_last = 0, 0, 0
+    for position in range(300):
+        wanted, index, seeds = stream.draw(position)
+        shown = [stream.origin.transform(dataset.load_image(index), dataset.load_label(index), s)[1] for s in seeds]
+        enough = [i for i, label in enumerate(shown) if (label == wanted).sum() > 10]
+        shares = [max((label == c).sum() for c in range(3)) / (label != 255).sum() for label in shown]
+        good = [i for i in enough if shares[i] < 0.7]
+        expected = good[0] if good else (enough or [-1])[-1]
+        assert np.array_equal(stream.sample(position)["mask"], shown[expected])
+        again += bool(good) and good[0] > enough[0]
+        kept_enough += bool(enough) and not good and enough[-1] < 4
+        kept_last += not enough
+    assert min(again, kept_enough) > 5
+
+
 @pytest.mark.parametrize(("min_pixels", "tries"), [(195, 1), (196, 5)])
 def test_pixels_of_a_crop_are_counted_after_resizing(min_pixels, tries, monkeypatch):
     """Halved, the square of side 28 has 196 pixels, of which all crops of this size show all."""
@@ -458,7 +476,9 @@ def test_a_stream_without_labels_cannot_be_sampled_by_class():
         rare(stream="target", labelled=False)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"min_pixels": -1}, {"min_crop_ratio": -0.1}, {"max_tries": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0}, {"min_pixels": -1}, {"min_crop_ratio": -0.1}, {"max_tries": 0}, {"max_share": 0}]
+)
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=f"RareClass: found .*{next(iter(wrong))}="):
         RareClass(**wrong)
