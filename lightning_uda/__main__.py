@@ -85,8 +85,8 @@ Unsupervised domain adaptive semantic segmentation.
 
 {commands}
 
-Every command explains its options by --help. The classes that a config may name explain theirs by such as
-`lightning-uda fit --model.help DACS`.
+`lightning-uda COMMAND --help` lists the options of a command, and `lightning-uda fit --model.help DACS` those of a
+class that a config names, here of a method.
 
 options:
 {options}
@@ -167,9 +167,10 @@ def _no_command(arguments: list[str]) -> str:
         return "found no command; expected one of these."
     names = [*TRAINER, *COMMANDS]
     tried = [" ".join(arguments[:2]), arguments[0]]  # commands are of one or two words
-    close = next((found[0] for words in tried if (found := get_close_matches(words, names, n=1))), None)
-    found = f"found {arguments[0]!r}, which is no command;"
-    return f"{found} did you mean {close!r}?" if close else f"{found} expected one of these."
+    close = [name for words in tried for name in get_close_matches(words, names, n=1)]
+    close += [name for name in names if name.split()[0] == arguments[0]]
+    hint = f"did you mean {close[0]!r}?" if close else "expected one of these."
+    return f"found {arguments[0]!r}, which is no command; {hint}"
 
 
 def _set_up_messages() -> None:

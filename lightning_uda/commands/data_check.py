@@ -17,10 +17,10 @@ def check_data(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lightning-uda data check",
         usage="%(prog)s --config FILE [options]",
-        description="Looks through the datasets of a config: counts, sizes, classes, every problem. The exit status is 0 "
-        "if there is no problem, else 1.",
-        epilog="Further options are those of `lightning-uda fit`, such as `--data.source.root FOLDER`; its --help lists "
-        "them.",
+        description="Looks through the datasets of a config: counts, sizes, classes, every problem. The exit status is "
+        "0 if there is no problem, else 1.",
+        epilog="Further options are those of `lightning-uda fit`, such as `--data.source.root FOLDER`; its --help "
+        "lists them.",
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="Config of an experiment, or several in turn.")

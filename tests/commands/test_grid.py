@@ -20,7 +20,7 @@ import yaml
 from lightning_uda.__main__ import main
 from lightning_uda.commands import runner as module
 from lightning_uda.commands.figures import FiguresFile
-from lightning_uda.commands.grid import read_grid
+from lightning_uda.commands.grid_file import read_grid
 from lightning_uda.commands.runner import STAMP, Runner, read_stamp
 from lightning_uda.tables import append_row, read_rows
 from tests.fixtures import stages
@@ -362,7 +362,9 @@ def test_a_parent_is_a_row_whose_name_and_run_others_may_use(trainings):
 
 def test_further_axes_make_points_and_folds_are_pooled(trainings, monkeypatch):
     pooled = []
-    monkeypatch.setattr("lightning_uda.commands.grid.report_folds", lambda runs, output: pooled.append((runs, output)))
+    monkeypatch.setattr(
+        "lightning_uda.commands.grid_tables.report_folds", lambda runs, output: pooled.append((runs, output))
+    )
     axes = {"city": ["rome", "rio"], "fold": [0, 1]}
     options = ["--data.val.city={city}", "--data.val.fold={fold}"]
     write_grid(rows={"first": None}, seeds=[0], axes=axes, options=options, run="{row}/{city}_{fold}", folds=True)

@@ -10,7 +10,7 @@ import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from lightning_uda.networks import ASPP, DeepLabV2, EncoderDecoder, MiT, TimmPyramid, TimmViT, WeightsError, published
+from lightning_uda.networks import ASPP, DeepLabV2, EncoderDecoder, MiT, TimmPyramid, TimmViT, WeightsError
 from lightning_uda.networks.published import Published, read_published
 
 DINO = "vit_small_patch14_reg4_dinov2"
