@@ -12,8 +12,9 @@ import yaml
 from lightning_uda.__main__ import main
 from lightning_uda.checkpoints import read_checkpoint, write_checkpoint
 from lightning_uda.tables import read_rows
+from tests.fixtures.checkpoints import content
 from tests.fixtures.stages import steps_of, write_config
-from tests.test_checkpoints import content, damage, error_of
+from tests.test_checkpoints import damage, error_of
 
 ROOT = Path(__file__).parents[1]
 
