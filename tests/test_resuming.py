@@ -11,7 +11,7 @@ from lightning_uda.__main__ import main
 from lightning_uda.checkpoints import read_checkpoint, write_checkpoint
 from lightning_uda.tables import read_rows
 from tests.fixtures.checkpoints import content
-from tests.fixtures.processes import run
+from tests.fixtures.processes import run, run_ranks
 from tests.fixtures.stages import steps_of, write_config
 from tests.test_checkpoints import damage, error_of
 
@@ -157,7 +157,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
 
 def test_workers_live_on_when_the_whole_group_of_processes_is_told_to_stop(tmp_path):
     options = ["--data.num_workers", "2", *signal_at("on_before_zero_grad", 1, signal.SIGINT, group=True)]
-    result = run(main, ["fit", "--config", config_of(tmp_path, "SourceOnly"), *options], group=True)
+    result = run(main, ["fit", "--config", config_of(tmp_path, "SourceOnly"), *options], process_group=True)
     assert result.returncode == 130, result.stderr
     assert "Traceback" not in result.stderr
     assert read_checkpoint(tmp_path / "SourceOnly/version_0/checkpoints/stopped.ckpt")["global_step"] == 2
@@ -228,12 +228,12 @@ def test_only_checkpoints_that_a_run_can_go_on_from_count(tmp_path):
 def test_of_several_processes_all_stop_where_one_gets_a_signal_and_go_on(tmp_path):
     config = config_of(tmp_path, "DACS")
     command = ["fit", "--config", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    ended = run(main, [*command, *signal_at("on_before_zero_grad", 2, signal.SIGTERM, rank=1)], ranks=2)
+    ended = run_ranks(2, main, [*command, *signal_at("on_before_zero_grad", 2, signal.SIGTERM, rank=1)])
     assert [rank.returncode for rank in ended] == [143, 143]
     assert "Stopped by SIGTERM, after step 3 of 4." in ended[0].stdout, ended[0].stderr
     checkpoints = tmp_path / "DACS/version_0/checkpoints"
     assert read_checkpoint(checkpoints / "stopped.ckpt")["global_step"] == 3
-    ended = run(main, [*command, "--resume"], ranks=2)
+    ended = run_ranks(2, main, [*command, "--resume"])
     assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr
     assert read_checkpoint(checkpoints / "last.ckpt")["global_step"] == 4
     assert [row["step"] for row in read_rows(checkpoints.parent / "iou.csv")] == ["2", "4"]
