@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lightning_uda.commands.figures import FiguresFile
-from lightning_uda.commands.grid import read_grid
+from lightning_uda.commands.grid_file import read_grid
 from lightning_uda.report.grid_table import OrderStep, Score, Spread, order_steps, score_rows
 
 ROOT = Path(__file__).parents[1]

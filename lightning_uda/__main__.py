@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
-from pickle import UnpicklingError
 from typing import NamedTuple
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_uda import __version__
+from lightning_uda.errors import READABLE, readable
+from lightning_uda.signals import exit_on_signals
 
-from lightning_uda.callbacks import exit_on_signals
-from lightning_uda.cli import readable, run_trainer
-from lightning_uda.data.dataset import DatasetError
-from lightning_uda.networks import WeightsError
+TRAINER = {
+    "fit": "Train a network on a source and a target, validate it on the way and save checkpoints.",
+    "validate": "Score a checkpoint on the validation set.",
+    "test": "Score a checkpoint on the test set.",
+    "predict": "Write the labels that a checkpoint predicts for images.",
+}
+"""The trainer's commands, which all take `--config FILE [options]`, and what they do."""
 
 
 class Command(NamedTuple):
@@ -26,7 +33,7 @@ class Command(NamedTuple):
         place: Module in `lightning_uda.commands` and its function, which takes the arguments after the command's words
             and may give an exit status; imported when it is called, as training needs none of it.
         usage: Its arguments.
-        what: What it does.
+        what: What it does, in a sentence.
     """
 
     place: str
@@ -44,17 +51,17 @@ COMMANDS = {
     "data check": Command(
         "data_check:check_data",
         "--config FILE",
-        "look through the datasets of a config: counts, sizes, classes, every problem",
+        "Look through the datasets of a config: counts, sizes, classes, every problem.",
     ),
-    "report": Command("report:report_runs", "RUN [RUN ...]", "one table and one HTML page of several runs"),
-    "folds": Command("folds:pool_folds", "RUN [RUN ...]", "the folds of cross-validation (NTHU) pooled, one run each"),
+    "report": Command("report:report_runs", "RUN [RUN ...]", "Make one table and one HTML page of several runs."),
+    "folds": Command("folds:pool_folds", "RUN [RUN ...]", "Pool the folds of a cross-validation (NTHU), one run each."),
     "analyze": Command(
         "analyze:analyze_features",
         "--config FILE --output DIR",
-        "how classes of source and target lie in feature space: distances, similarity, t-SNE",
+        "Measure how classes of source and target lie in feature space: distances, similarity, t-SNE.",
     ),
-    "sweep": Command("sweep:sweep_runs", "FILE", "the runs of a W&B sweep file, one after another, without W&B"),
-    "grid": Command("grid:run_grid", "FILE", "the runs of a table, rows x seeds, and the table"),
+    "sweep": Command("sweep:sweep_runs", "FILE", "Train the runs of a W&B sweep file one after another, without W&B."),
+    "grid": Command("grid:run_grid", "FILE", "Train the runs of a table, rows x seeds, and tabulate them."),
 }
 """Commands beside `fit`, `validate`, `test` and `predict`, by the words that call them."""
 
@@ -71,16 +78,26 @@ _QUIET = (
 )
 
 
-_READABLE = (
-    DatasetError,
-    WeightsError,
-    OSError,
-    ValueError,
-    FloatingPointError,
-    MisconfigurationException,
-    UnpicklingError,
-)
-"""Errors whose message tells the user what to mend; others are the program's own faults and show where they arose."""
+_HELP = """\
+usage: lightning-uda COMMAND [options]
+
+Unsupervised domain adaptive semantic segmentation.
+
+{commands}
+
+`lightning-uda COMMAND --help` lists the options of a command, and `lightning-uda fit --model.help DACS` those of a
+class that a config names, here of a method.
+
+options:
+{options}
+"""
+
+_OPTIONS = {
+    "-h, --help": "Show this list and end.",
+    "--version": "Show the version of lightning-uda and end.",
+    "-c FILE, --config FILE": "Before the command: take its options from a file that has them under its name.",
+    "--print_config": "Before or after the command: show its options in full, as a config file, and end.",
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -94,23 +111,66 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         with exit_on_signals():
             _run(arguments)
-    except _READABLE as error:
+    except READABLE as error:
         if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
             raise
         sys.exit(readable(error))
 
 
 def _run(arguments: list[str]) -> None:
+    first = arguments[0] if arguments else ""
     words = next((words for words in COMMANDS if arguments[: len(words.split())] == words.split()), None)
-    if words is None:
-        run_trainer(arguments, _epilog())
-    elif (status := COMMANDS[words].function()(arguments[len(words.split()) :])) is not None:
-        sys.exit(status)
+    if words is not None:
+        with _uncollected():
+            function = COMMANDS[words].function()
+        if (status := function(arguments[len(words.split()) :])) is not None:
+            sys.exit(status)
+    elif first in ("-h", "--help"):
+        print(_help(), end="")
+    elif first == "--version":
+        print(f"lightning-uda {__version__}")
+    elif first in TRAINER or first.startswith("-"):
+        with _uncollected():
+            from lightning_uda.cli import run_trainer  # brings torch and Lightning, which the others do without
+        run_trainer(arguments)
+    else:
+        print(f"error: {_no_command(arguments)}\n\n{_list_of_commands()}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _epilog() -> str:
-    lines = [f"  {f'{words} {command.usage}':<30}{command.what}" for words, command in COMMANDS.items()]
-    return "\n".join(["More commands:", *lines])
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: modules leave none, and looking for it takes an eighth of the time to import them."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _help() -> str:
+    options = "\n".join(f"  {name:<24}{what}" for name, what in _OPTIONS.items())
+    return _HELP.format(commands=_list_of_commands(), options=options)
+
+
+def _list_of_commands() -> str:
+    lines = [(f"{name} --config FILE", what) for name, what in TRAINER.items()]
+    further = [(f"{words} {command.usage}", command.what) for words, command in COMMANDS.items()]
+    width = max(len(usage) for usage, _ in [*lines, *further]) + 2
+    listed = ["\n".join(f"  {usage:<{width}}{what}" for usage, what in several) for several in (lines, further)]
+    return f"commands of the trainer:\n{listed[0]}\n\nfurther commands:\n{listed[1]}"
+
+
+def _no_command(arguments: list[str]) -> str:
+    """What is wrong with arguments that begin with no command."""
+    if not arguments:
+        return "found no command; expected one of these."
+    names = [*TRAINER, *COMMANDS]
+    tried = [" ".join(arguments[:2]), arguments[0]]  # commands are of one or two words
+    close = [name for words in tried for name in get_close_matches(words, names, n=1)]
+    close += [name for name in names if name.split()[0] == arguments[0]]
+    hint = f"did you mean {close[0]!r}?" if close else "expected one of these."
+    return f"found {arguments[0]!r}, which is no command; {hint}"
 
 
 def _set_up_messages() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import re
 import shlex
 import sys
@@ -12,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
 import yaml
-from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import get_loader, set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -67,10 +64,6 @@ def load_value(text: str) -> Any:
 
 set_loader("yaml", load_value, exceptions=(yaml.YAMLError,))
 allow_includes()
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the list of further commands."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -224,14 +217,23 @@ class UDACLI(LightningCLI):
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
 
-def run_trainer(arguments: list[str], epilog: str = "", kind: type[UDACLI] = UDACLI) -> UDACLI:
+def run_trainer(arguments: list[str], kind: type[UDACLI] = UDACLI) -> UDACLI:
     """`fit`, `validate`, `test` and `predict`.
 
     Args:
         arguments: Arguments without the program's name.
-        epilog: What `--help` says below the subcommands.
         kind: Which command line; another one may do something else under the same options.
+
+    Raises:
+        ValueError: Where the trainer refuses its options.
     """
+    try:
+        return _parsed_and_run(arguments, kind)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def _parsed_and_run(arguments: list[str], kind: type[UDACLI]) -> UDACLI:
     return kind(
         UDAModule,
         UDADataModule,
@@ -240,8 +242,6 @@ def run_trainer(arguments: list[str], epilog: str = "", kind: type[UDACLI] = UDA
         seed_everything_default=0,
         parser_kwargs={
             "prog": "lightning-uda",
-            "epilog": epilog,
-            "formatter_class": HelpFormatter,
             **{name: {"usage": f"lightning-uda {name} --config FILE [options]"} for name in UDACLI.subcommands()},
         },
         subclass_mode_model=True,
@@ -249,19 +249,6 @@ def run_trainer(arguments: list[str], epilog: str = "", kind: type[UDACLI] = UDA
         args=arguments,
         auto_configure_optimizers=False,
     )
-
-
-def readable(error: BaseException) -> str:
-    """An error in one message: of the parser's account of a constructor's error, and of a worker's, its cause only."""
-    text = str(cause(error)).rpartition("DatasetError: ")[2].strip()
-    return f"error: {text}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
-
-
-def cause(error: BaseException) -> BaseException:
-    """Of the parser's account of a constructor's error that error, which itself says what is wrong."""
-    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _say_where_it_starts(found: Found, command: str, max_steps: int | None) -> None:

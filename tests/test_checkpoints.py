@@ -27,15 +27,10 @@ from lightning_uda.checkpoints import (
     write_checkpoint,
 )
 from lightning_uda.resuming import CheckpointFiles
+from tests.fixtures.checkpoints import content
 from tests.fixtures.stages import write_config
 
 ROOT = Path(__file__).parents[1]
-
-
-def content(step, **more):
-    weights = {f"w{i}": torch.full((30, 10), float(step)) for i in range(4)}
-    resumable = {"optimizer_states": [], "lr_schedulers": [], "loops": {}}
-    return {"state_dict": weights, "global_step": step, "pytorch-lightning_version": "2.6", **resumable, **more}
 
 
 @pytest.fixture
@@ -143,7 +138,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from lightning_uda.checkpoints import write_checkpoint
-from tests.test_checkpoints import content
+from tests.fixtures.checkpoints import content
 where, path = sys.argv[1], Path(sys.argv[2])
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 save, replace, renamed = torch.save, Path.replace, []
@@ -181,7 +176,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from lightning_uda.checkpoints import write_checkpoint
-from tests.test_checkpoints import content
+from tests.fixtures.checkpoints import content
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:

@@ -1,5 +1,7 @@
 import importlib
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from lightning_uda.__main__ import COMMANDS, main
-from lightning_uda.cli import load_value, run_trainer
+from lightning_uda.__main__ import COMMANDS, TRAINER, main
+from lightning_uda.cli import UDACLI, load_value, run_trainer
 from tests.fixtures.tiny import TinyDataset
 
 ROOT = Path(__file__).parents[1]
@@ -242,10 +244,50 @@ def test_module_and_script_are_the_same_program():
     (script,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].items()
     assert script == ("lightning-uda", f"{main.__module__}:main")
     result = subprocess.run(
-        [sys.executable, "-m", "lightning_uda", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "lightning_uda", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    for word in ("fit", "validate", "test", "predict", *(f"\n  {words} " for words in COMMANDS)):
-        assert word in result.stdout
+    assert result.stdout == f"lightning-uda {importlib.metadata.version('lightning-uda')}\n"
+
+
+def test_help_lists_every_command_with_a_sentence(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    assert set(TRAINER) == UDACLI.subcommands().keys()
+    for words, what in (TRAINER | {words: command.what for words, command in COMMANDS.items()}).items():
+        assert re.fullmatch(r"[A-Z].*\.", what)
+        assert re.search(rf"\n  {words} .*  {re.escape(what)}\n", out)
+    for option in ("-h, --help", "--version", "-c FILE, --config FILE", "--print_config"):
+        assert f"\n  {option} " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("fitt", "did you mean 'fit'?"),
+        ("data chek --config x.yaml", "did you mean 'data check'?"),
+        ("data", "did you mean 'data check'?"),
+        ("repotr runs/a", "did you mean 'report'?"),
+        ("x", "expected one of these."),
+        ("", "expected one of these."),
+    ],
+)
+def test_a_command_that_is_none_is_answered_with_all_of_them_and_the_nearest(words, nearest, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    printed = capsys.readouterr().err
+    assert end.value.code == 2
+    assert printed.startswith("error: found ")
+    assert nearest in printed.splitlines()[0]
+    assert all(f"\n  {name} " in printed for name in (*TRAINER, *COMMANDS))
+
+
+def test_options_before_the_command_reach_the_trainer(capsys, tmp_path):
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump({"fit": {"name": "named"}}))
+    demo = str(ROOT / "configs/demo/dacs.yaml")
+    for options, name in (["--name", "other"], "other"), ([], "demo/dacs"):
+        with pytest.raises(SystemExit):
+            main(["--config", str(tmp_path / "all.yaml"), "--print_config", "fit", "--config", demo, *options])
+        assert yaml.safe_load(capsys.readouterr().out)["fit"]["name"] == name
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -256,12 +298,34 @@ def test_every_further_command_has_help_of_its_own(words, capsys):
     assert f"lightning-uda {words}" in capsys.readouterr().out
 
 
-def test_training_is_spared_the_imports_of_further_commands():
-    code = "import sys, lightning_uda.__main__; print(*sys.modules)"
+def loaded_by(statements):
+    """Names of the modules that a program of its own has imported in the end."""
+    code = f"import sys\n{statements}\nprint(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    loaded = result.stdout.split()
-    assert "lightning_uda.methods.dacs" in loaded
-    assert [name for name in loaded if name.startswith(("lightning_uda.commands.", "lightning_uda.report"))] == []
+    return set(result.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "lightning", "jsonargparse", "numpy", "scipy", "cv2", "PIL", "albumentations"}
+HEAVY |= {"torchvision", "torchmetrics", "timm", "wandb", "matplotlib", "transformers", "huggingface_hub"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["fitt"], *([*words.split(), "--help"] for words in COMMANDS)],
+    ids=" ".join,
+)
+def test_help_is_spared_the_imports_of_training(arguments):
+    loaded = loaded_by(
+        f"from lightning_uda.__main__ import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
+    )
+    assert "lightning_uda.__main__" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_parts_of_the_package_are_spared_what_they_do_not_need():
+    assert loaded_by("import lightning_uda") & HEAVY == set()
+    loaded = loaded_by("import lightning_uda.networks, lightning_uda.mixing, lightning_uda.data.streams")
+    assert loaded & HEAVY == {"torch", "numpy", "cv2"}
 
 
 def printed_config(capsys, *arguments):
@@ -292,15 +356,30 @@ def value_at(config, name):
     return config
 
 
-def test_a_python_program_can_load_a_shipped_config_without_running_it():
-    program = (
+@pytest.fixture(scope="module")
+def program():
+    """What a Python program prints that loads a shipped config: modules loaded by the import, then what it has made."""
+    code = (
+        "import sys\n"
         "from lightning_uda.cli import UDACLI, UDADataModule, UDAModule\n"
+        "print(*sys.modules)\n"
         "cli = UDACLI(UDAModule, UDADataModule, subclass_mode_model=True, subclass_mode_data=True, run=False,\n"
         "             auto_configure_optimizers=False, args=['--config', 'configs/demo/dacs.yaml'])\n"
         "print(type(cli.model).__name__, cli.datamodule.source.size)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "DACS (64, 128)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_python_program_can_load_a_shipped_config_without_running_it(program):
+    assert program[-1] == "DACS (64, 128)"
+
+
+def test_training_is_spared_the_imports_of_further_commands_and_of_parts_that_few_runs_have(program):
+    loaded = set(program[0].split())
+    assert "lightning_uda.methods.dacs" in loaded
+    assert [name for name in loaded if name.startswith(("lightning_uda.commands.", "lightning_uda.report"))] == []
+    assert loaded & {"timm", "wandb", "albumentations"} == set()
 
 
 METHODS = "source_only ada_bn mean_teacher naive_class_mix distribution_alignment dacs dsp cbst_sp".split()

@@ -1,24 +1,21 @@
 """Self-training in rounds on two processes, on the CPU."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from tests.fixtures.processes import run_ranks
+from tests.fixtures.two_ranks_rounds import train
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounds")
-    for devices in ("1", "2"):
-        command = [sys.executable, "-m", "tests.fixtures.two_ranks_rounds", str(folder), devices]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr
+    train(folder, devices=1)
+    ended = run_ranks(2, train, folder, 2)
+    assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr
     return folder
 
 

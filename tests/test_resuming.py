@@ -1,8 +1,6 @@
 """Runs that a signal stops say how they go on, and go on as if they had never been stopped."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,10 @@ import yaml
 from lightning_uda.__main__ import main
 from lightning_uda.checkpoints import read_checkpoint, write_checkpoint
 from lightning_uda.tables import read_rows
+from tests.fixtures.checkpoints import content
+from tests.fixtures.processes import run, run_ranks
 from tests.fixtures.stages import steps_of, write_config
-from tests.test_checkpoints import content, damage, error_of
-
-ROOT = Path(__file__).parents[1]
+from tests.test_checkpoints import damage, error_of
 
 
 def config_of(folder, method, **trainer):
@@ -151,8 +149,7 @@ def test_a_run_without_checkpoints_stops_too(tmp_path, capsys):
 def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
     config = config_of(tmp_path, "SourceOnly")
     options = signal_at("on_before_zero_grad", 3, signal.SIGINT, signal.SIGINT, pause=0.6)
-    command = [sys.executable, "-m", "lightning_uda", "fit", "--config", config, *options, "--trainer.max_steps", "8"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = run(main, ["fit", "--config", config, *options, "--trainer.max_steps", "8"])
     assert result.returncode == 130, result.stderr
     assert "Ended within a step.\nIts last checkpoint is " in result.stdout
     assert not list(tmp_path.rglob("stopped.ckpt"))
@@ -160,10 +157,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
 
 def test_workers_live_on_when_the_whole_group_of_processes_is_told_to_stop(tmp_path):
     options = ["--data.num_workers", "2", *signal_at("on_before_zero_grad", 1, signal.SIGINT, group=True)]
-    command = ["-m", "lightning_uda", "fit", "--config", config_of(tmp_path, "SourceOnly"), *options]
-    result = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, process_group=0
-    )
+    result = run(main, ["fit", "--config", config_of(tmp_path, "SourceOnly"), *options], process_group=True)
     assert result.returncode == 130, result.stderr
     assert "Traceback" not in result.stderr
     assert read_checkpoint(tmp_path / "SourceOnly/version_0/checkpoints/stopped.ckpt")["global_step"] == 2
@@ -233,21 +227,13 @@ def test_only_checkpoints_that_a_run_can_go_on_from_count(tmp_path):
 
 def test_of_several_processes_all_stop_where_one_gets_a_signal_and_go_on(tmp_path):
     config = config_of(tmp_path, "DACS")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lightning_uda"]
-    command = [*launch, "fit", "--config", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-
-    def run(*options):
-        return subprocess.run(
-            [sys.executable, *command, *options], cwd=ROOT, capture_output=True, text=True, timeout=200
-        )
-
-    result = run(*signal_at("on_before_zero_grad", 2, signal.SIGTERM, rank=1))
-    assert result.returncode != 0
-    assert "Stopped by SIGTERM, after step 3 of 4." in result.stdout, result.stderr
-    assert "exitcode  : 143" in result.stderr
+    command = ["fit", "--config", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    ended = run_ranks(2, main, [*command, *signal_at("on_before_zero_grad", 2, signal.SIGTERM, rank=1)])
+    assert [rank.returncode for rank in ended] == [143, 143]
+    assert "Stopped by SIGTERM, after step 3 of 4." in ended[0].stdout, ended[0].stderr
     checkpoints = tmp_path / "DACS/version_0/checkpoints"
     assert read_checkpoint(checkpoints / "stopped.ckpt")["global_step"] == 3
-    result = run("--resume")
-    assert result.returncode == 0, result.stderr
+    ended = run_ranks(2, main, [*command, "--resume"])
+    assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr
     assert read_checkpoint(checkpoints / "last.ckpt")["global_step"] == 4
     assert [row["step"] for row in read_rows(checkpoints.parent / "iou.csv")] == ["2", "4"]

@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,9 +11,8 @@ import torch
 
 from lightning_uda.__main__ import main
 from lightning_uda.metrics import iou_per_class, mean_iou, read_confusion
-from tests.fixtures.stages import METHODS, run_stages, steps_of
-
-ROOT = Path(__file__).parents[1]
+from tests.fixtures.processes import run_ranks
+from tests.fixtures.stages import METHODS, run_all, run_stages, steps_of
 
 
 def values(run, name):
@@ -96,10 +93,7 @@ def test_scores_near_borders_stand_in_all_that_a_run_and_its_report_show(tmp_pat
 
 
 def test_on_two_ranks_too(tmp_path):
-    program = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.fixtures.stages"]
-    result = subprocess.run(
-        [sys.executable, *program, str(tmp_path), "2"], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stderr[-5000:]
+    ended = run_ranks(2, run_all, tmp_path, 2)
+    assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr[-5000:]
     for method, runs in json.loads((tmp_path / "runs.json").read_text()).items():
         check({stage: Path(run) for stage, run in runs.items()}, method, ranks=2)

@@ -15,7 +15,7 @@ from lightning_uda.callbacks.prediction_writer import (
     TrainIds,
 )
 from lightning_uda.callbacks.progress_bar import StepProgressBar
-from lightning_uda.callbacks.stop_signals import StopSignals, StopWithCheckpoint, exit_on_signals
+from lightning_uda.callbacks.stop_signals import StopSignals, StopWithCheckpoint
 from lightning_uda.self_training.rounds import SelfTrainingRounds
 
 __all__ = [
@@ -35,5 +35,4 @@ __all__ = [
     "StopSignals",
     "StopWithCheckpoint",
     "TrainIds",
-    "exit_on_signals",
 ]

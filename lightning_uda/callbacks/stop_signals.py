@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,6 +15,7 @@ import rich
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from lightning_uda.checkpoints import CHECKPOINTS, SUFFIX
+from lightning_uda.signals import may_listen
 
 STOPPED = f"stopped{SUFFIX}"
 """Name of the checkpoint that a run saves when a signal stops it."""
@@ -25,18 +24,6 @@ _PREEMPTION = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
 
 _ONCE = 0.5
 """Seconds in which a second SIGINT is taken for the first, as launchers of several processes pass it on."""
-
-
-@contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Ends the program in order, with status 130 or 143, at a SIGINT or SIGTERM while there is nothing to save."""
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if _may_listen(number)]
-    handlers = {number: signal.signal(number, _exit) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class StopSignals(Callback):
@@ -149,7 +136,7 @@ class StopSignals(Callback):
     def _take_over(self, *further: int) -> None:
         free = [number for number in further if signal.getsignal(number) is signal.SIG_DFL]
         for number in (signal.SIGINT, signal.SIGTERM, *free):
-            if _may_listen(number):
+            if may_listen(number):
                 signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -192,14 +179,3 @@ class StopWithCheckpoint(StopSignals, Checkpoint):
     def save(self, trainer: pl.Trainer, path: Path) -> None:
         """Saves a checkpoint."""
         trainer.save_checkpoint(path, weights_only=False)
-
-
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    with suppress(OSError):
-        rich.get_console().print(f"Stopped by {signal.Signals(number).name}.", highlight=False)
-    raise SystemExit(128 + number)
-
-
-def _may_listen(number: int) -> bool:
-    """Whether a signal isn't ignored, as by `nohup`, and this is the main thread, which alone may listen."""
-    return threading.current_thread() is threading.main_thread() and signal.getsignal(number) is not signal.SIG_IGN

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lightning_uda.report import report
-
 
 def report_runs(arguments: list[str]) -> None:
     """Prints the table of several runs and writes their page.
@@ -18,4 +16,6 @@ def report_runs(arguments: list[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders; of one with versions the latest is taken.")
     parser.add_argument("--output", type=Path, default=Path("runs/report.html"), help="The page to write.")
     chosen = parser.parse_args(arguments)
+    from lightning_uda.report import report  # brings torch and matplotlib, which help does without
+
     report(chosen.runs, chosen.output)

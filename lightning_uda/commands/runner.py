@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import rich
 
-from lightning_uda.checkpoints import CHECKPOINTS, newest_checkpoint
-from lightning_uda.cli import run_trainer
 from lightning_uda.files import locked, replace_file, versions
-from lightning_uda.report import ReportError, Run, load_runs
+
+if TYPE_CHECKING:
+    from lightning_uda.report import Run
 
 STAMP = "point.json"
 """Name of the file that a run folder gets when its point is done; it holds the arguments of the run and its minutes."""
@@ -128,6 +128,8 @@ class Runner:
         Raises:
             SystemExit: If they are refused; the parser has said why.
         """
+        from lightning_uda.cli import run_trainer  # brings torch and Lightning, which help does without
+
         for point in points:
             arguments = self.arguments(point)
             try:
@@ -287,6 +289,8 @@ def read_stamp(folder: Path) -> dict[str, Any]:
 
 def _stopped_run(place: Path, arguments: Sequence[str]) -> Path | None:
     """The run folder of a training that was started with these arguments, stopped, and can go on; else `None`."""
+    from lightning_uda.checkpoints import CHECKPOINTS, newest_checkpoint  # brings torch
+
     if arguments[0] != "fit" or any(word.startswith("--ckpt_path") for word in arguments):
         return None
     started, folders = _read_json(place / _STARTED), versions(place)
@@ -315,6 +319,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def load_run(folder: Path | None) -> Run | None:
     """What a run folder holds; `None` if there is none, or it holds no evaluation."""
+    from lightning_uda.report import ReportError, load_runs  # brings torch and matplotlib
+
     try:
         return load_runs([folder])[0] if folder else None
     except ReportError:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich
 import yaml
@@ -17,9 +17,10 @@ from rich.text import Text
 
 from lightning_uda.commands.runner import Point, Runner, load_run, split_options
 from lightning_uda.files import write_beside_older
-from lightning_uda.report import Run, build_report
-from lightning_uda.report.notes import print_notes
 from lightning_uda.tables import Row, console_table, csv_text, percent
+
+if TYPE_CHECKING:
+    from lightning_uda.report import Run
 
 _KEYS = {"program", "name", "description", "project", "entity", "method", "metric", "parameters", "command"}
 _PROGRAMS = ("lightning-uda", "lightning_uda")
@@ -121,6 +122,9 @@ def tabulate(sweep: Sweep, runner: Runner, folder: Path) -> None:
 
     Tables and pages that are there already are kept as `<stem>.<n><suffix>`.
     """
+    from lightning_uda.report import build_report  # brings torch and matplotlib, which help does without
+    from lightning_uda.report.notes import print_notes
+
     folders = {point.name: runner.folder(point) for point in sweep.points}
     runs = {name: load_run(place) for name, place in folders.items()}
     rows = {name: _scores(run, sweep.metric) for name, run in runs.items()}

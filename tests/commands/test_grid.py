@@ -11,19 +11,22 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+import lightning_uda.cli  # noqa: F401  before tests put something else in the place of subprocesses
 from lightning_uda.__main__ import main
 from lightning_uda.commands import runner as module
 from lightning_uda.commands.figures import FiguresFile
-from lightning_uda.commands.grid import read_grid
+from lightning_uda.commands.grid_file import read_grid
 from lightning_uda.commands.runner import STAMP, Runner, read_stamp
 from lightning_uda.tables import append_row, read_rows
 from tests.fixtures import stages
+from tests.fixtures.processes import ForkedCommand
 from tests.report.test_report import CLASSES, write_evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -362,7 +365,9 @@ def test_a_parent_is_a_row_whose_name_and_run_others_may_use(trainings):
 
 def test_further_axes_make_points_and_folds_are_pooled(trainings, monkeypatch):
     pooled = []
-    monkeypatch.setattr("lightning_uda.commands.grid.report_folds", lambda runs, output: pooled.append((runs, output)))
+    monkeypatch.setattr(
+        "lightning_uda.commands.grid_tables.report_folds", lambda runs, output: pooled.append((runs, output))
+    )
     axes = {"city": ["rome", "rio"], "fold": [0, 1]}
     options = ["--data.val.city={city}", "--data.val.fold={fold}"]
     write_grid(rows={"first": None}, seeds=[0], axes=axes, options=options, run="{row}/{city}_{fold}", folds=True)
@@ -617,6 +622,14 @@ def test_committed_figures_are_those_of_the_shipped_rows(name):
     assert all(found[name] for name in ("source_only", "dacs", "dsp", "oracle"))
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Trainings in processes that need no time for imports; a test of sweeps starts one as users do."""
+    several = {name: getattr(subprocess, name) for name in ("STDOUT", "TimeoutExpired")}
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=ForkedCommand, **several))
+
+
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(("who", "status"), [("run", 1), ("grid", 143)])
 def test_a_point_is_done_at_its_last_step_alone_and_goes_on_after_a_stop(tmp_path, who, status, capfd):
     config = yaml.safe_load(Path(stages.write_config(tmp_path, "SourceOnly")).read_text())
@@ -643,6 +656,7 @@ def test_a_point_is_done_at_its_last_step_alone_and_goes_on_after_a_stop(tmp_pat
     assert "done before" in capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("forked")
 def test_after_an_error_a_point_starts_anew(tmp_path):
     config = yaml.safe_load(Path(stages.write_config(tmp_path, "SourceOnly")).read_text())
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}

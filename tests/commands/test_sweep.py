@@ -11,6 +11,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+import lightning_uda.cli  # noqa: F401  before tests put something else in the place of subprocesses
 from lightning_uda.__main__ import main
 from lightning_uda.commands import runner
 from lightning_uda.commands.runner import STAMP, Runner

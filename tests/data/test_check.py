@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lightning_uda.commands.data_check import print_report
+from lightning_uda.commands.data_scan import print_report
 from lightning_uda.data.check import require_usable, scan
 from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
 from lightning_uda.datasets.camvid import CamVid

@@ -10,7 +10,7 @@ import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from lightning_uda.networks import ASPP, DeepLabV2, EncoderDecoder, MiT, TimmPyramid, TimmViT, WeightsError, published
+from lightning_uda.networks import ASPP, DeepLabV2, EncoderDecoder, MiT, TimmPyramid, TimmViT, WeightsError
 from lightning_uda.networks.published import Published, read_published
 
 DINO = "vit_small_patch14_reg4_dinov2"
@@ -151,8 +151,8 @@ def test_the_hub_is_asked_once(tmp_path, monkeypatch):
     (tmp_path / "README.md").touch()
     hub = Hub(tmp_path)
     monkeypatch.delenv("LIGHTNING_UDA_WEIGHTS", raising=False)
-    monkeypatch.setattr(published, "hf_hub_download", hub.download)
-    monkeypatch.setattr(published, "HfApi", lambda: hub)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.download)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
 
     networks = [DeepLabV2(5, "resnet18", pretrained=True) for _ in range(2)]
 

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
-import timm
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from lightning_uda.networks.backbones.base import Backbone, backbone_groups, undecayed_names
@@ -62,6 +60,8 @@ class TimmBackbone(Backbone, ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups "backbone" and "backbone_norms" (no weight decay), a pair for each layer if rates decay by layers."""
+        from timm.models import group_parameters
+
         decays = self.layer_decay != 1
         layers = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True) if decays else {}
         never = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else ()
@@ -97,6 +97,8 @@ def create(name: str, needs: str, remedy: str, **arguments: Any) -> Any:
     Raises:
         ValueError: If timm doesn't know it or it doesn't take the arguments.
     """
+    import timm  # brings wandb; networks without it start faster
+
     if ":" not in name and not timm.is_model(name):
         close = get_close_matches(name.split(".")[0], timm.list_models(), n=5)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-import timm
 from torch import Tensor, nn
 
 from lightning_uda.networks.backbones.base import cropped, padded
@@ -71,6 +70,8 @@ class TimmPyramid(TimmBackbone):
 
 def _staged(name: str, output_stride: int, levels: int, drop_path: float) -> tuple[Any, Any, list[int] | None]:
     """The network, what timm says of its levels, and their numbers where it has to be asked for them by number."""
+    import timm  # brings wandb; networks without it start faster
+
     arguments: dict[str, Any] = {"features_only": True, "out_indices": tuple(range(-levels, 0))}
     by_number = not timm.models.is_model_in_modules(name.split(".")[0], _WITH_LEVELS_OF_THEIR_OWN)
     if by_number:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
-import timm
 from torch import Tensor, nn
 
 from lightning_uda.networks.backbones.base import Backbone
@@ -110,6 +109,8 @@ def _hidden_layers(in_channels: int, channels: int) -> nn.Sequential:
 
 
 def _vgg(name: str) -> Any:
+    import timm  # brings wandb; networks without it start faster
+
     known = timm.list_models("vgg*")
     if name.split(".")[0] not in known:
         raise ValueError(f"Backbone {name!r}: FCN8s needs a VGG of timm, one of {', '.join(known)}.")

@@ -1,0 +1,26 @@
+"""Errors that the user can mend, in one message."""
+
+from __future__ import annotations
+
+from pickle import UnpicklingError
+
+
+class MendableError(RuntimeError):
+    """An error whose message names what was found, what was expected and the fix."""
+
+
+READABLE = (MendableError, OSError, ValueError, FloatingPointError, UnpicklingError)
+"""Errors whose message tells the user what to mend; others are the program's own faults and show where they arose."""
+
+
+def readable(error: BaseException) -> str:
+    """An error in one message: of the parser's account of a constructor's error, and of a worker's, its cause only."""
+    text = str(cause(error)).rpartition("DatasetError: ")[2].strip()
+    return f"error: {text}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
+
+
+def cause(error: BaseException) -> BaseException:
+    """Of the parser's account of a constructor's error that error, which itself says what is wrong."""
+    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
