@@ -1,4 +1,4 @@
-"""Draws docs/images/engines.png, a source image as each translation changes it: `python docs/make_engines_figure.py`."""
+"""Draws docs/images/engines.png, a source image as each translation changes it."""
 
 from pathlib import Path
 
