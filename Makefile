@@ -17,7 +17,7 @@ FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench minicity dusk dusk-scratch t2sda nthu clean
+.PHONY: help demo test test-slow lint format type bench minicity dusk dusk-scratch daformer t2sda nthu clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ dusk: $(READY)  ## Day to dusk on real frames, from ImageNet weights: make dusk 
 
 dusk-scratch: $(READY)  ## The same from random weights: make dusk-scratch CAMVID=folder
 	$(GRID)/dusk_scratch.yaml $(OVER_SEEDS) $(call FIGURES,dusk_scratch) -- $(CAMVID_ROOTS) $(OPTIONS)
+
+daformer: $(READY)  ## DAFormer's family on GTA5 -> Cityscapes: make daformer GTA5=folder CITYSCAPES=folder
+	$(GRID)/daformer.yaml $(OVER_SEEDS) -- \
+	  --data.source.root $(GTA5) --data.target.root $(CITYSCAPES) --data.val.root $(CITYSCAPES) $(OPTIONS)
 
 t2sda: $(READY)  ## T2S-DA's tables on GTA5 -> Cityscapes: make t2sda GTA5=folder CITYSCAPES=folder
 	$(GRID)/t2sda.yaml $(OVER_SEEDS) -- \

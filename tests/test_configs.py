@@ -88,8 +88,8 @@ def small_network(network):
     whole = {"CaffeDeepLabV2": "deeplab_v2_resnet101", "FCN8s": "fcn8s_vgg16", "WideResNet38": "wide_resnet38"}
     if network["class_path"] in whole:
         return SMALL[whole[network["class_path"]]]
-    is_mit = network["init_args"]["backbone"]["class_path"] == "MiT"
-    return SMALL["daformer_mit_b5" if is_mit else "deeplab_v2_resnet101_v1c"]
+    parts = {"MiT": "daformer_mit_b5", "TimmPyramid": "deeplab_v2_resnet101_v1c", "TimmViT": "daformer_dinov2_base"}
+    return SMALL[parts[network["init_args"]["backbone"]["class_path"]]]
 
 
 def small_benchmark(config, top):

@@ -565,7 +565,7 @@ def test_tables_of_self_training_compare_with_their_control_and_differ_in_the_st
 
 def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    targets = ("minicity", "dusk", "dusk_scratch", "nthu", "t2sda")
+    targets = ("minicity", "dusk", "dusk_scratch", "nthu", "daformer", "t2sda")
     assert {path.stem for path in SHIPPED} == set(targets)
     values = {
         "SEEDS": "4 5",
@@ -601,13 +601,13 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
             assert options["--trainer.max_steps"] == "7"
             if name.startswith("dusk"):
                 assert [f"--data.{part}.root=d" in command for part in ("source", "target", "val")] == [True] * 3
-            if name in ("nthu", "t2sda"):
+            if name in ("nthu", "daformer", "t2sda"):
                 roots = [options[f"--data.{part}.root"] for part in ("source", "target", "val")]
-                assert roots == {"nthu": ["c", "n", "n"], "t2sda": ["g", "c", "c"]}[name]
+                assert roots == (["c", "n", "n"] if name == "nthu" else ["g", "c", "c"])
         seeds = {word for command in commands for word in command if word.startswith("--seed_everything")}
         assert seeds == ({"--seed_everything=0"} if name == "nthu" else {"--seed_everything=4", "--seed_everything=5"})
         assert "--figures" not in words, "figures of other options are no figures of the benchmark"
-        counts = {"minicity": 2 * 38, "dusk": 4 * 28, "dusk_scratch": 4 * 10, "nthu": 40, "t2sda": 2 * 24}
+        counts = {"minicity": 2 * 38, "dusk": 4 * 28, "dusk_scratch": 4 * 10, "nthu": 40, "t2sda": 2 * 24, "daformer": 2 * 15}
         assert len(commands) == counts[name]
 
 
