@@ -55,7 +55,7 @@ type: $(READY)  ## Check types
 	$(BIN)/mypy
 
 bench: $(READY)  ## Run the benchmarks, on a quiet machine (half an hour)
-	@for name in dacs_step dsp_step minicity_speed loading surroundings cbst_thresholds; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in dacs_step method_steps minicity_speed loading surroundings cbst_thresholds contrast pull; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 minicity: $(READY)  ## The MiniCity benchmark over SEEDS="0 1 2"; runs whose figures are in docs/figures aren't trained again; JOBS=2 runs two at once
 	$(GRID)/minicity.yaml $(OVER_SEEDS) $(call FIGURES,minicity) -- $(OPTIONS)

@@ -10,8 +10,8 @@ import types
 import warnings
 
 import torch
-from dsp_step import load
 from lightning.pytorch import Trainer
+from method_steps import load
 from rich.console import Console
 from rich.table import Table
 

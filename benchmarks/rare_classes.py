@@ -34,6 +34,7 @@ def shown(stream, samples):
 
 
 def main():
+    """Prints one row for each class."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=2000)
