@@ -7,6 +7,7 @@ from lightning_uda.methods import EHTDI
 from lightning_uda.mixing import ClassMask, paste_mask_of
 from lightning_uda.networks.base import Classifier, Outputs
 from lightning_uda.optim import Constant
+from lightning_uda.step import Step
 from lightning_uda.terms import ConfidentPaste, PixelContrast, PrototypeContrast
 from lightning_uda.translation import RandomResizedCrop, StrongAugmentation
 from tests.fixtures.tiny import tiny_data, tiny_network
@@ -182,7 +183,8 @@ def test_whole_target_images_are_labelled_by_the_network_that_is_asked_for(label
     image = torch.rand(2, 3, 24, 32)
     logits = getattr(module, labels_of)(image)
     expected = torch.nn.functional.interpolate(logits, (24, 32), mode="bilinear", align_corners=True).argmax(1)
-    assert torch.equal(module.labelled(image), expected)
+    step = Step({}, torch.Generator(), module.student, teacher=module.teacher)
+    assert torch.equal(module.labelled(step, image), expected)
     assert expected.unique().numel() > 1
 
 
