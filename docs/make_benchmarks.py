@@ -4,11 +4,18 @@ A block between `<!-- table GRID -->` and `<!-- end -->` is replaced by the tabl
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
 from pathlib import Path
+from typing import Any
 
 from lightning_uda.commands.figures import FiguresFile
 from lightning_uda.commands.grid_file import read_grid
+from lightning_uda.metrics import score_label
 from lightning_uda.report.grid_table import OrderStep, Score, Spread, order_steps, score_rows
+
+Rows = Mapping[str, Mapping[tuple[Any, ...], Mapping[str, float]]]
+"""Figures by row and by the values of a run's axes."""
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -38,12 +45,12 @@ def tables(name: str) -> str:
         there = {row: rows[row] for row in names if rows[row]}
         if len(there) > 1:
             control = next(iter(there))
-            lines += [
-                f"| {title} | mIoU | against {grid.rows[control].title} | runs | minutes |",
-                "|---|---|---|---|---|",
-            ]
-            scores = {(score.row, score.metric): score for score in score_rows(there, ["miou", "minutes"], control)}
-            lines += [line(grid.rows[row].title, scores[row, "miou"], scores[row, "minutes"].value) for row in there]
+            shown = ["miou", *(m for m in grid.metrics if m.startswith("miou_") and everywhere(m, there)), "minutes"]
+            against = f"against {grid.rows[control].title}"
+            headings = [f"{score_label(metric)} | {against}" for metric in shown[:-1]]
+            lines += [f"| {title} | {' | '.join(headings)} | runs | minutes |", "|---" * (2 * len(headings) + 3) + "|"]
+            scores = {(score.row, score.metric): score for score in score_rows(there, shown, control)}
+            lines += [line(grid.rows[row].title, [scores[row, metric] for metric in shown]) for row in there]
             lines.append("")
     if steps := order_steps(rows, grid.orders, "miou"):
         lines += ["| order | from | to | paired difference | pairs | holds |", "|---|---|---|---|---|---|"]
@@ -51,10 +58,16 @@ def tables(name: str) -> str:
     return "\n" + "\n".join(lines) + "\n\n"
 
 
-def line(title: str, score: Score, minutes: Spread) -> str:
-    """A row of a table."""
-    difference = spread(score.difference, "+") if score.difference else ""
-    return f"| {title} | {spread(score.value)} | {difference} | {score.value.count} | {minutes.mean or 0:.1f} |"
+def everywhere(metric: str, rows: Rows) -> bool:
+    """Whether all runs of all rows have a score."""
+    return all(isfinite(figures.get(metric, nan)) for runs in rows.values() for figures in runs.values())
+
+
+def line(title: str, scores: Sequence[Score]) -> str:
+    """A row of a table; the last of the scores are minutes."""
+    *shown, minutes = scores
+    cells = (f"{spread(each.value)} | {spread(each.difference, '+') if each.difference else ''}" for each in shown)
+    return f"| {title} | {' | '.join(cells)} | {minutes.value.count} | {minutes.value.mean or 0:.1f} |"
 
 
 def order_line(step: OrderStep, titles: dict[str, str]) -> str:
