@@ -141,6 +141,8 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
             arguments += [f"--data.{name}.root", camvid]
     if config.parent.name == "camvid_day_to_dusk":
         arguments += SMALL["deeplab_v2_efficientnet_lite0"]
+        if read(config)["data"]["init_args"]["source_sampling"]["class_path"] == "RareClass":
+            arguments += ["--data.source_sampling.min_pixels", "0"]
     if config.parent.name == "folders":
         arguments += ["--data.label_space", "camvid", "--model.network.backbone", "resnet10t"]
         arguments += ["--model.network.pretrained", "false", "--data.source_transform.crop", "[32, 32]"]
