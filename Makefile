@@ -38,7 +38,7 @@ demo: $(READY)  ## Train source-only and DACS on the embedded benchmark and show
 	@$(BIN)/lightning-uda report $(DEMO)/source_only $(DEMO)/dacs --output $(DEMO)/report.html
 
 test: $(READY)  ## Run the tests, in two processes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(READY)  ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
