@@ -199,6 +199,10 @@ def _ready(cli: UDACLI) -> SegmentationNetwork:
     return network
 
 
+_SHORT = {"source": "src", "target": "tgt"}
+"""Domains in headings, so that the table fits into 80 columns."""
+
+
 def _columns(found: Mapping[str, Domain], similarity: Tensor) -> dict[str, Tensor]:
     """Values of all classes, (C,), by column."""
     columns = {
@@ -226,7 +230,7 @@ def _table(found: Mapping[str, Domain], similarity: Tensor, space: LabelSpace, t
         for i, (name, color) in enumerate(zip(space.classes, space.palette, strict=True))
     ]
     means = [_cell(values.nanmean()) if values.is_floating_point() else "" for values in columns.values()]
-    headings = [*(f"{name} {domain}" for name in ("pixels", "CCD", "PDD") for domain in found), "cosine"]
+    headings = [*(f"{name}\n{_SHORT[domain]}" for name in ("pixels", "CCD", "PDD") for domain in found), "cosine"]
     return console_table(title, ("class", *headings), [*rows, Row("mean", means, style="bold", section=True)])
 
 
