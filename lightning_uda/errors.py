@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pickle import UnpicklingError
 
 
@@ -15,8 +16,10 @@ READABLE = (MendableError, OSError, ValueError, FloatingPointError, UnpicklingEr
 
 def readable(error: BaseException) -> str:
     """An error in one message: of the parser's account of a constructor's error, and of a worker's, its cause only."""
-    text = str(cause(error)).rpartition("DatasetError: ")[2].strip()
-    return f"error: {text}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
+    text = str(cause(error))
+    if of_worker := re.match(r"Caught (\w+) in DataLoader worker", text):
+        text = text.rpartition(f"{of_worker[1]}: ")[2]
+    return f"error: {text.strip()}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
 
 
 def cause(error: BaseException) -> BaseException:

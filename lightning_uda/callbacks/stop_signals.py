@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step is finished and a checkpoint saved, and the run says by which command it goes on."""
+"""What stops a run: a checkpoint is saved after the last whole step, and the run says by which command it goes on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ import rich
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from lightning_uda.checkpoints import CHECKPOINTS, SUFFIX
+from lightning_uda.data.dataset import DatasetError
+from lightning_uda.data.workers import WorkerError
 from lightning_uda.signals import may_listen
 
 STOPPED = f"stopped{SUFFIX}"
-"""Name of the checkpoint that a run saves when a signal stops it."""
+"""Name of the checkpoint that a run saves when a signal, or an error of its data, stops it."""
 
 _PREEMPTION = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
 
@@ -37,6 +39,10 @@ class StopSignals(Callback):
 
     In a distributed run the processes ask each other after every step, and stop together where one got a signal.
 
+    A run that ends because a loader's process died, or a file can't be read, says the same, after a checkpoint too;
+    but not where gradients of several batches are half accumulated, or in a distributed run, as the others are in a
+    step. A validation in which that happened is made again when the run goes on.
+
     This class saves nothing, for runs without checkpoints; `StopWithCheckpoint` does.
 
     Args:
@@ -48,6 +54,7 @@ class StopSignals(Callback):
         self._signal: int | None = None
         self._at = 0.0
         self._in_step = False
+        self._is_whole = False  # the step before is done, and no other begun
         self._done_at: int | None = None  # step after which a signal was heeded
         self._folder: Path | None = None
         self._speaks = True
@@ -56,7 +63,7 @@ class StopSignals(Callback):
         """Listens from now on."""
         folder = trainer.log_dir if trainer.loggers else None  # all ranks have to ask together
         self._folder = None if folder is None else Path(folder) / CHECKPOINTS
-        self._signal, self._in_step, self._done_at = None, False, None
+        self._signal, self._in_step, self._is_whole, self._done_at = None, False, False, None
         self._speaks = trainer.is_global_zero
         self._take_over()
 
@@ -82,13 +89,14 @@ class StopSignals(Callback):
         """Ends the run where the step before was its last, without a validation; else signals wait from now on."""
         if self._done_at is not None:
             self._end()
-        self._in_step = True
+        self._in_step, self._is_whole = True, False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves a checkpoint after the step in which a signal came; a validation may still follow."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._is_to_stop(trainer):
+        self._is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._is_whole and self._is_to_stop(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,6 +118,11 @@ class StopSignals(Callback):
         if self._signal is not None and isinstance(exception, SystemExit):
             self._say(f"Stopped by {self._name}, after step {trainer.global_step} of {trainer.max_steps}.")
             self._say_how_it_goes_on()
+        elif trainer.state.fn == "fit" and self._in_step and isinstance(exception, (WorkerError, DatasetError)):
+            if self._is_whole and trainer.world_size == 1:
+                self._save_between_steps(trainer)
+            self._say(f"Stopped by its data, after step {trainer.global_step} of {trainer.max_steps}.")
+            self._say_how_it_goes_on()
 
     def save(self, trainer: pl.Trainer, path: Path) -> None:
         """Saves a checkpoint; here none."""
@@ -119,6 +132,18 @@ class StopSignals(Callback):
         if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return False
         return not 0 < trainer.max_steps <= trainer.global_step
+
+    def _save_between_steps(self, trainer: pl.Trainer) -> None:
+        """Saves a checkpoint, from which a validation that was begun starts anew."""
+        if trainer.validating:
+            validated = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            validated.reset()
+            validated.increment_ready()
+            validated.increment_started()  # what Lightning takes for a validation to be made again
+        try:
+            self._save(trainer)
+        except (OSError, FloatingPointError) as error:
+            self._say(str(error))
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._done_at = trainer.global_step

@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from torch import Generator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
 from lightning_uda.data.decoding import decode_png
-from lightning_uda.data.workers import start_worker
+from lightning_uda.data.workers import WorkerLoader, start_worker
 from lightning_uda.files import HAS_LOCKS, PARTIAL, free_bytes, gigabytes, locked, replace_file, shown, usable_cores
 from lightning_uda.resize import Interpolation, resize_image, resize_label
 
@@ -303,7 +303,7 @@ def _write_all(store: _Store, indices: Sequence[int], workers: int, progress: bo
         return
     writer, workers = _Writer(store, indices), min(workers, len(indices))
     own_generator = Generator()  # the global one must not feel whether a cache was built
-    results = DataLoader(
+    results = WorkerLoader(
         writer, batch_size=None, num_workers=workers, generator=own_generator, worker_init_fn=start_worker
     )
     for error in shown(results, f"Caching {store.title}", len(indices), progress):

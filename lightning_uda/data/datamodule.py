@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from lightning_uda.data.cache import CachedDataset, CacheFormat, build_caches
 from lightning_uda.data.check import require_usable
-from lightning_uda.data.dataset import DatasetError, SegmentationDataset
+from lightning_uda.data.dataset import DatasetError, SegmentationDataset, SizeLimit
 from lightning_uda.data.sampling import Origin, Sampling, Shuffled
 from lightning_uda.data.sizes import crop_sizes, require_pairable, require_stackable
 from lightning_uda.data.statistics import ClassStatistics, class_statistics
-from lightning_uda.data.streams import LabelReader, PairedStreams, Sample, SampleStream, collate
+from lightning_uda.data.streams import LEFT_OUT, LabelReader, PairedStreams, Sample, SampleStream, collate
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
-from lightning_uda.data.workers import start_training_worker, start_worker
+from lightning_uda.data.workers import WorkerLoader, start_training_worker, start_worker
+from lightning_uda.files import NOTES_FILE
 from lightning_uda.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_space
 
 _log = logging.getLogger(__name__)
@@ -55,6 +58,11 @@ class UDADataModule(LightningDataModule):
         num_workers: Loader processes; changes speed only, never a batch.
         seed: Key of all streams. The CLI links it to `seed_everything`.
         check: Whether to check the datasets before training: headers of all images, all label ids, and sizes.
+        leave_out_unreadable: Whether training goes on without a file that is gone or damaged when it is asked for:
+            another sample of its stream takes its place, and the run names and counts such files at the end and in
+            its notes. Otherwise it ends the run, as it does before training and in evaluation.
+        max_megapixels: Million pixels that an image or a label map may have; larger ones are refused before they are
+            decoded, and files, unpacked ones too, of more than 4 bytes for each of them before they are read.
         cache_dir: Folder for resized copies of images and source labels, made before a run where they are missing;
             `None` makes none. Sets whose transform has no `resize`, and `predict`, are read from their files. Pixels
             are the same either way.
@@ -80,6 +88,8 @@ class UDADataModule(LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         check: bool = True,
+        leave_out_unreadable: bool = False,
+        max_megapixels: float = 100.0,
         cache_dir: str | None = None,
         cache_format: CacheFormat = "png",
     ) -> None:
@@ -87,6 +97,8 @@ class UDADataModule(LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ValueError(f"data.{name}: found {value}, expected the number of images in a batch, at least 1.")
+        if not max_megapixels > 0:
+            raise ValueError(f"data.max_megapixels: found {max_megapixels}, expected a number above 0.")
         self.label_space = get_label_space(label_space)
         self.source = source
         self.target = target
@@ -102,11 +114,16 @@ class UDADataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.check = check
+        self.leave_out_unreadable = leave_out_unreadable
+        self._left_out: Counter[str] = Counter()
+        self._folder: Path | None = None
         self.cache_dir = cache_dir
         self.cache_format: CacheFormat = cache_format
         self._cached: dict[str, CachedDataset] = {}
         self._statistics: dict[str, ClassStatistics] = {}
         self._fed: dict[str, Callable[[], SampleStream]] = {}
+        for dataset in self.datasets.values():
+            dataset.size_limit = SizeLimit(max_megapixels)
 
     def feed(self, stream: str, make: Callable[[], SampleStream]) -> None:
         """Lets a callback supply a stream that a method names, such as "tail"; called in the callback's `setup`.
@@ -159,11 +176,13 @@ class UDADataModule(LightningDataModule):
         build_caches(caches, workers=None if self.num_workers else 0)
 
     def setup(self, stage: str) -> None:
-        """Checks that label spaces and datasets have classes in common.
+        """Checks that label spaces and datasets have classes in common; asks for the run folder, as all ranks must.
 
         Raises:
             DatasetError: If a set has no labels but needs them, or no class of the label space.
         """
+        folder = self.trainer.log_dir if self.trainer is not None and self.trainer.loggers else None
+        self._folder = None if folder is None else Path(folder)
         for name, dataset in self.datasets.items():
             if name in ("source", "val", "test") and not dataset.has_labels:
                 raise DatasetError(f"data.{name} has no labels, which it needs. Give it a `labels` folder.")
@@ -174,13 +193,44 @@ class UDADataModule(LightningDataModule):
                     f"the label space {self.label_space.name!r} {list(self.label_space.classes)}."
                 )
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Takes from a training batch what it says of files that were left out, and names each once."""
+        for error in batch.pop(LEFT_OUT, ()) if isinstance(batch, dict) else ():
+            if error not in self._left_out:
+                _log.warning("left out of training: %s", error)
+            self._left_out[error] += 1
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Says which files training left out."""
+        if stage == "fit":
+            self._report_left_out()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The same of a run that ends early."""
+        self._report_left_out()
+
+    def _report_left_out(self) -> None:
+        left_out, self._left_out = self._left_out, Counter()
+        if not left_out:
+            return
+        note = (
+            f"left out of training: {left_out.total()} samples, as {len(left_out)} files couldn't be read: "
+            + "; ".join(f"{error} ({count} times)" for error, count in left_out.items())
+        )
+        _log.warning("%s", note)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / NOTES_FILE).open("a", encoding="utf-8") as file:
+                file.write(f"{note}\n")
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless paired batches of the streams that the method declares, from the trainer's step on."""
         self._refuse_short_epochs()
         streams = {name: self._stream(name) for name in self._streams_wanted()}
         done = 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
-        paired = PairedStreams(streams, self.batch_size, done, *self._rank)
-        return DataLoader(
+        paired = PairedStreams(streams, self.batch_size, done, *self._rank, self.leave_out_unreadable)
+        return WorkerLoader(
             paired,
             batch_size=None,
             num_workers=self.num_workers,
@@ -229,7 +279,7 @@ class UDADataModule(LightningDataModule):
     def _sized_loader(self, images: EvaluationImages, num_images: int, batch_size: int) -> DataLoader[Any]:
         """Evenly spread images, in lists of batches of one size."""
         chosen = np.unique(np.linspace(0, len(images) - 1, min(num_images, len(images))).round().astype(int))
-        return DataLoader(
+        return WorkerLoader(
             Subset(images, chosen.tolist()),
             batch_size=batch_size,
             num_workers=self.num_workers,
@@ -254,7 +304,7 @@ class UDADataModule(LightningDataModule):
 
     def _evaluation_loader(self, images: EvaluationImages, batch_size: int) -> DataLoader[Any]:
         rank, world_size = self._rank
-        return DataLoader(
+        return WorkerLoader(
             images,
             batch_size=batch_size,
             sampler=RankSampler(images, world_size, rank) if world_size > 1 else None,

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_uda.errors import MendableError
+from lightning_uda.files import gigabytes
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,49 @@ class DatasetError(MendableError):
     """A dataset can't be used as configured; the message names the files and the fix."""
 
 
+class UnreadableFileError(DatasetError):
+    """One file is gone, damaged or too large, while others of its set may be sound; the message begins with it."""
+
+
+@dataclass(frozen=True)
+class SizeLimit:
+    """How large a file may be, so that none takes all memory; looked at before anything is decoded or unpacked.
+
+    Attributes:
+        megapixels: Million pixels of an image or a label map. Of a file, and of what a member of an archive unpacks
+            to, 4 bytes are read for each.
+    """
+
+    megapixels: float = 100.0
+
+    def require_pixels(self, size: tuple[int, int], where: str) -> None:
+        """Checks the height and width that a file's header gives.
+
+        Raises:
+            UnreadableFileError: If it has too many pixels.
+        """
+        if size[0] * size[1] > 1e6 * self.megapixels:
+            found = f"{size[0]} x {size[1]} pixels (height x width, {size[0] * size[1] / 1e6:.0f} megapixels)"
+            raise UnreadableFileError(f"{where}: found {found}, {self._expected(f'{self.megapixels:g} megapixels')}")
+
+    def require_bytes(self, count: int, where: str) -> None:
+        """Checks the length of a file, or of what it unpacks to.
+
+        Raises:
+            UnreadableFileError: If it is too long.
+        """
+        most = 4e6 * self.megapixels
+        if count > most:
+            expected = self._expected(f"{most / 1e6:g} MB (4 bytes for each of {self.megapixels:g} megapixels)")
+            raise UnreadableFileError(f"{where}: found a file of {gigabytes(count)}, {expected}")
+
+    def _expected(self, most: str) -> str:
+        return (
+            f"expected at most {most}. Make it smaller, cut it into tiles or take it away, or raise the limit "
+            "(data.max_megapixels) if the memory is there."
+        )
+
+
 class SegmentationDataset(ABC):
     """A numbered set of RGB images with, optionally, label maps of raw ids.
 
@@ -43,12 +87,14 @@ class SegmentationDataset(ABC):
         sizes_may_differ: Whether the set is known for label maps of another size than their image, as GTA5 is: then
             `resize` in the transform, which brings both to one size, makes the pair usable.
         has_labels: Whether `load_label` works.
+        size_limit: How large files may be, for readers of files.
     """
 
     class_ids: Mapping[int, str | None]
     strict_ids: bool = False
     sizes_may_differ: bool = False
     has_labels: bool = True
+    size_limit: SizeLimit = SizeLimit()
 
     @abstractmethod
     def __len__(self) -> int:

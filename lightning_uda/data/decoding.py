@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from kornia_rs import io as kornia_io
-from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from lightning_uda.data.dataset import DatasetError, Problem
+from lightning_uda.data.dataset import DatasetError, Problem, SizeLimit, UnreadableFileError
 
 Array = npt.NDArray[np.uint8]
 
@@ -31,74 +36,120 @@ _JPEG_SIGNATURE, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd
 _EQUAL_SIZES = "expected equal sizes. Export the label again at the image's size, or resize it with nearest neighbour."
 _HEAD_BYTES, _TAIL_BYTES = 32, 1 << 16
 _EXIF_ORIENTATION = 0x0112
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
+_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error)  # what broken files raise
+_HEADERS: dict[bytes, type[JpegImageFile | TiffImageFile | BmpImageFile]] = {  # not `Image.open`, for its own limit
+    _JPEG_SIGNATURE: JpegImageFile,
+    b"II": TiffImageFile,
+    b"MM": TiffImageFile,
+    b"BM": BmpImageFile,
+}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_DEFAULT = SizeLimit()
 
 
-def read_image(path: Path) -> Array:
+def read_file(path: Path, limit: SizeLimit = _DEFAULT, size: int = -1) -> bytes:
+    """The bytes of a file, or its first `size` ones.
+
+    Raises:
+        UnreadableFileError: If it can't be read or is too long, or is none, as a named pipe, on which one would wait.
+    """
+    try:
+        with _open(path, limit) as file:
+            return file.read(size)
+    except OSError as error:
+        raise UnreadableFileError(_unreadable(path, error)) from error
+
+
+def require_file(path: Path) -> int:
+    """Checks that a path is that of a file, or of a link to one, and gives its length in bytes.
+
+    Opening a named pipe waits for somebody who writes into it, and a device may have no end.
+
+    Raises:
+        UnreadableFileError: If it is anything else.
+        OSError: If it isn't there.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise UnreadableFileError(f"{path}: this is {kind}, expected a file. Take it away.")
+    return found.st_size
+
+
+def read_image(path: Path, limit: SizeLimit = _DEFAULT) -> Array:
     """Decodes an image file; see `decode_image`.
 
     Raises:
         DatasetError: If the file can't be read, or for what `decode_image` refuses.
     """
-    return decode_image(_read(path), str(path))
+    return decode_image(read_file(path, limit), str(path), limit)
 
 
-def read_label(path: Path) -> Array:
+def read_label(path: Path, limit: SizeLimit = _DEFAULT) -> Array:
     """Decodes a label map; see `decode_label`.
 
     Raises:
         DatasetError: If the file can't be read, or for what `decode_label` refuses.
     """
-    return decode_label(_read(path), str(path))
+    return decode_label(read_file(path, limit), str(path), limit)
 
 
-def decode_image(data: bytes, where: str) -> Array:
+def decode_image(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> Array:
     """Decodes an image; alpha is dropped, grey repeated, EXIF orientation ignored.
 
     Args:
         data: PNG, JPEG, BMP, WebP or TIFF file.
         where: Path of the file, for messages.
+        limit: How large it may be.
 
     Returns:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        DatasetError: If the file is empty, cut off, no image, or a TIFF that asks to be turned.
+        DatasetError: If the file is empty, cut off, no image, too large, or a TIFF that asks to be turned.
     """
-    _require_whole(where, data)
+    image_size(data, where, limit)
     if is_png(data) and (data[24], data[25]) == (8, 2):
         try:
             return decode_png(data)
         except ValueError as error:
-            raise DatasetError(f"{where}: damaged PNG ({error}). Copy it again or delete it.") from error
+            raise UnreadableFileError(f"{where}: damaged PNG ({error}). Copy it again or delete it.") from error
     _refuse_turned_tiff(where, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         image = None
     if image is None:
-        raise DatasetError(_not_an_image(where, data))
+        raise UnreadableFileError(_not_an_image(where, data))
     return cast(Array, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
 
 
-def decode_label(data: bytes, where: str) -> Array:
+def decode_label(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> Array:
     """Decodes a label map without touching the stored numbers: palette files give indices, not colours.
 
     Args:
         data: Single-channel PNG file: grey of 1 to 16 bits, or palette.
         where: Path of the file, for messages.
+        limit: How large it may be.
 
     Returns:
         uint8 (H, W) of raw ids.
 
     Raises:
-        DatasetError: If the file is broken, of another kind, or holds ids above 255.
+        DatasetError: If the file is broken, of another kind, too large, or holds ids above 255.
     """
     depth, color_type = require_label_png(data, where)
+    limit.require_pixels(png_size(data), where)
     try:
-        label = decode_png(data) if depth == 8 else np.array(Image.open(io.BytesIO(data)))
+        label = decode_png(data) if depth == 8 else np.array(PngImageFile(io.BytesIO(data)))
     except _UNREADABLE as error:
-        raise DatasetError(_not_a_label(where, str(error))) from error
+        raise UnreadableFileError(_not_a_label(where, str(error))) from error
     ids = as_class_ids(label, where)
     scale = _GREY_SCALE.get(depth, 1) if color_type == 0 else 1
     return ids if scale == 1 else ids // np.uint8(scale)
@@ -128,27 +179,29 @@ def decode_png(data: bytes) -> Array:
     return cast(Array, image if channels == 3 else image[:, :, 0])
 
 
-def decode_first_channel(data: bytes, where: str) -> Array:
+def decode_first_channel(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> Array:
     """Decodes the first (red) channel of a three-channel 16-bit label PNG, as SYNTHIA stores classes.
 
     Args:
         data: PNG file, RGB of 16 bits per channel.
         where: Path of the file, for messages.
+        limit: How large it may be.
 
     Returns:
         uint8 (H, W) of raw ids.
 
     Raises:
-        DatasetError: If the file is broken, of another kind, or holds ids above 255.
+        DatasetError: If the file is broken, of another kind, too large, or holds ids above 255.
     """
     require_rgb16_png(data, where)
+    limit.require_pixels(png_size(data), where)
     _require_whole(where, data)
     try:
         channels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR: the first channel is last
     except cv2.error:
         channels = None
     if channels is None:
-        raise DatasetError(_not_a_label(where, "damaged PNG"))
+        raise UnreadableFileError(_not_a_label(where, "damaged PNG"))
     return as_class_ids(channels[:, :, 2], where)
 
 
@@ -198,29 +251,29 @@ def require_rgb16_png(head: bytes, where: str) -> None:
         )
 
 
-def check_image_file(path: Path) -> tuple[int, int]:
+def check_image_file(path: Path, limit: SizeLimit = _DEFAULT) -> tuple[int, int]:
     """Reads an image's header and tests that the file is whole; PNG and JPEG files aren't decoded.
 
     Args:
         path: PNG, JPEG, BMP, WebP or TIFF file.
+        limit: How large it may be.
 
     Returns:
         Height and width.
 
     Raises:
-        DatasetError: If the file is missing, empty, cut off, no image, or a TIFF that asks to be turned.
+        DatasetError: If the file is missing, empty, cut off, no image, too large, or a TIFF that asks to be turned.
     """
     try:
-        ends = _read_ends(path)
+        ends = _read_ends(path, limit)
+        if not ends.startswith((_PNG_SIGNATURE, _JPEG_SIGNATURE)):
+            height, width, _ = read_image(path, limit).shape
+            return height, width
+        _require_whole(str(path), read_file(path, limit) if _is_cut_off(ends) else ends)
+        with path.open("rb") as file:
+            return _header_size(file, ends, str(path), limit)
     except OSError as error:
-        raise DatasetError(_unreadable(path, error)) from error
-    if not ends.startswith((_PNG_SIGNATURE, _JPEG_SIGNATURE)):
-        height, width, _ = read_image(path).shape
-        return height, width
-    _require_whole(str(path), _read(path) if _is_cut_off(ends) else ends)
-    if ends.startswith(_PNG_SIGNATURE):
-        return png_size(ends)
-    return _header_size(path, str(path), ends)
+        raise UnreadableFileError(_unreadable(path, error)) from error
 
 
 def is_png(head: bytes) -> bool:
@@ -234,14 +287,14 @@ def png_size(head: bytes) -> tuple[int, int]:
     return height, width
 
 
-def image_size(data: bytes, where: str) -> tuple[int, int]:
+def image_size(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> tuple[int, int]:
     """Height and width from an image file's header; tests that the file is whole.
 
     Raises:
-        DatasetError: If the file is empty, cut off or no image.
+        DatasetError: If the file is empty, cut off, no image, or too large.
     """
     _require_whole(where, data)
-    return _header_size(io.BytesIO(data), where, data)
+    return _header_size(io.BytesIO(data), data, where, limit)
 
 
 def file_problem(path: Path | str, error: Exception) -> Problem:
@@ -357,30 +410,50 @@ def _ranges(ids: Iterable[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in ends)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(_unreadable(path, error)) from error
+def _open(path: Path, limit: SizeLimit) -> BinaryIO:
+    limit.require_bytes(require_file(path), str(path))
+    return path.open("rb")
 
 
-def _header_size(file: Path | io.BytesIO, where: str, head: bytes) -> tuple[int, int]:
+def _header_size(file: BinaryIO, head: bytes, where: str, limit: SizeLimit) -> tuple[int, int]:
+    """Height and width from a header, which are within the limit; `head` is at least the first 32 bytes."""
+    kind = next((kind for signature, kind in _HEADERS.items() if head.startswith(signature)), None)
     try:
-        with Image.open(file) as image:
-            return image.height, image.width
+        if is_png(head):
+            size = png_size(head)
+        elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            size = _webp_size(head)
+        elif kind is not None:
+            image = kind(file)
+            size = image.height, image.width
+        else:
+            raise ValueError("unknown kind of file")
     except _UNREADABLE as error:
-        raise DatasetError(_not_an_image(where, head)) from error
+        raise UnreadableFileError(_not_an_image(where, head)) from error
+    limit.require_pixels(size, where)
+    return size
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Height and width from the first 30 bytes of a WebP file: an extended, a lossless or a lossy one."""
+    if head[12:16] == b"VP8X":
+        return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", head[26:30])
+    return height & 0x3FFF, width & 0x3FFF
 
 
 def _unreadable(path: Path, error: OSError) -> str:
     return f"{path}: can't be read ({error}). Restore the file or its permissions."
 
 
-def _read_ends(path: Path) -> bytes:
+def _read_ends(path: Path, limit: SizeLimit) -> bytes:
     """The first 32 bytes of a file and its last 64 KiB, or all of it if shorter."""
-    with path.open("rb") as file:
+    with _open(path, limit) as file:
         head = file.read(_HEAD_BYTES)
-        file.seek(max(len(head), path.stat().st_size - _TAIL_BYTES))
+        file.seek(max(len(head), os.fstat(file.fileno()).st_size - _TAIL_BYTES))
         return head + file.read()
 
 
@@ -396,9 +469,11 @@ def _is_cut_off(data: bytes) -> bool:
 
 def _require_whole(where: str, data: bytes) -> None:
     if not data:
-        raise DatasetError(f"{where}: empty file (0 bytes), expected an image. Copy it again or delete it.")
+        raise UnreadableFileError(f"{where}: empty file (0 bytes), expected an image. Copy it again or delete it.")
     if _is_cut_off(data):
-        raise DatasetError(f"{where}: the file is cut off (its end marker is missing). Copy it again or delete it.")
+        raise UnreadableFileError(
+            f"{where}: the file is cut off (its end marker is missing). Copy it again or delete it."
+        )
 
 
 def _not_an_image(where: str, data: bytes) -> str:
@@ -412,10 +487,9 @@ def _refuse_turned_tiff(where: str, data: bytes) -> None:
     if not data.startswith((b"II", b"MM")):
         return
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = TiffImageFile(io.BytesIO(data)).getexif().get(_EXIF_ORIENTATION, 1)
     except _UNREADABLE as error:
-        raise DatasetError(_not_an_image(where, data)) from error
+        raise UnreadableFileError(_not_an_image(where, data)) from error
     if orientation != 1:
         raise DatasetError(
             f"{where}: TIFF with orientation tag {orientation}, expected 1: decoders would turn the image but not its "
@@ -430,7 +504,7 @@ def _not_a_label(where: str, why: str) -> str:
 def _png_kind(head: bytes, where: str) -> tuple[int, int]:
     """Bit depth and colour type of a label file that has to be a PNG."""
     if not is_png(head):
-        raise DatasetError(
+        raise UnreadableFileError(
             f"{where}: label isn't a PNG file ({'empty' if not head else f'begins with {head[:8]!r}'}); expected a PNG "
             "of class ids. Save it again or copy it again."
         )

@@ -218,7 +218,7 @@ class RareClassStream:
                 kept = seed
                 if pixels.max() < self.max_share * pixels.sum():
                     break
-        return crop_sample(self.origin.dataset.load_image(index), label, self.origin.transform, kept)
+        return crop_sample(self.origin.dataset, index, label, self.origin.transform, kept)
 
 
 TailClasses = int | Literal["gap"] | Sequence[str]
@@ -361,12 +361,13 @@ class LongTailStream:
         origin, rng = self.origin, np.random.default_rng((*self.origin.key, 1, position, wanted))
         for _ in range(self.max_tries):
             index, seed = int(rng.choice(self.images[wanted])), int(rng.integers(2**32))
-            label = _cropped(_label(origin, index), origin.transform, seed)
+            whole = _label(origin, index)
+            label = _cropped(whole, origin.transform, seed)
             if (label == wanted).any():
-                sample = crop_sample(origin.dataset.load_image(index), None, origin.transform, seed)
+                sample = crop_sample(origin.dataset, index, whole, origin.transform, seed)
                 kept = np.full(256, IGNORE_INDEX, np.uint8)
                 kept[pasted] = pasted
-                return {**sample, "mask": cast(UInt8, cv2.LUT(label, kept))}
+                return {**sample, "mask": cast(UInt8, cv2.LUT(sample["mask"], kept))}
         return {"image": np.zeros((3, *label.shape), np.uint8), "mask": np.full_like(label, IGNORE_INDEX)}
 
 

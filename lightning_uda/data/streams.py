@@ -20,11 +20,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_uda.data.dataset import DatasetError, SegmentationDataset
+from lightning_uda.data.dataset import DatasetError, SegmentationDataset, UnreadableFileError
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.label_spaces import UNKNOWN_INDEX
 
 Sample = dict[str, npt.NDArray[np.uint8]]
+
+LEFT_OUT = "left_out"
+"""Entry of a batch beside its streams, where files could not be read: the errors, each for a sample that another took
+the place of."""
+
+_SUBSTITUTES = 10
+_FAR = 1 << 40  # positions on, which no training comes to
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ class LabelReader:
         mask = cast(npt.NDArray[np.uint8], cv2.LUT(raw, self.table))
         if self.dataset.strict_ids and (unknown := mask == UNKNOWN_INDEX).any():
             raise DatasetError(
-                f"Label of {self.dataset.name(index)!r} holds ids {sorted(set(raw[unknown].tolist()))}, which are "
-                f"not in the class map {dict(self.dataset.class_ids)}. Add them there (null for void)."
+                f"{self.dataset.label_file(index)}: found ids {sorted(set(raw[unknown].tolist()))}, which are not in "
+                f"the class map {dict(self.dataset.class_ids)}. Add them there (null for void), or mend the label."
             )
         return mask
 
@@ -66,7 +73,7 @@ class SampleStream(Protocol):
     def end(self) -> int | None: ...  # noqa: D102
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position: arrays by name, the same whenever it is asked for."""
+        """The sample at a position, which may lie behind the end: arrays by name, the same whenever it is asked for."""
         ...
 
 
@@ -134,17 +141,28 @@ def read_sample(
     Returns:
         "image", uint8 (3, H, W), and, with a reader of labels, "mask", uint8 (H, W).
     """
-    image = dataset.load_image(index)
     mask = None if label_reader is None else label_reader(index)
     (transform_seed,) = np.random.SeedSequence(key).generate_state(1)
-    return crop_sample(image, mask, transform, int(transform_seed))
+    return crop_sample(dataset, index, mask, transform, int(transform_seed))
 
 
 def crop_sample(
-    image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8] | None, transform: TrainTransform, seed: int
+    dataset: SegmentationDataset,
+    index: int,
+    mask: npt.NDArray[np.uint8] | None,
+    transform: TrainTransform,
+    seed: int,
 ) -> Sample:
-    """An image, uint8 (H, W, 3), and its label map, if any, transformed as a seed says, with the channels in front."""
-    image, mask = transform(image, mask, seed)
+    """Image `index` and its label map, uint8 (H, W), if any, transformed as a seed says, with the channels in front.
+
+    Raises:
+        DatasetError: If the image can't be read, or doesn't fit its label map; the message names its file.
+    """
+    image = dataset.load_image(index)
+    try:
+        image, mask = transform(image, mask, seed)
+    except DatasetError as error:
+        raise DatasetError(f"{dataset.image_file(index)}: {error}") from error
     sample = {"image": cast(npt.NDArray[np.uint8], np.stack(cv2.split(image)))}
     return sample if mask is None else {**sample, "mask": np.ascontiguousarray(mask)}
 
@@ -155,7 +173,7 @@ def permutation(key: tuple[int, ...], length: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(key).permutation(length)
 
 
-class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
+class PairedStreams(IterableDataset[dict[str, Any]]):
     """Batches of all streams of a method, paired: {"source": {"image", "mask"}, "target": {"image"}, ...}.
 
     Worker w of W makes the batches w, w + W, ...; the loader asks its workers in turn, so that the order of the
@@ -167,6 +185,8 @@ class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
         first_batch: Number of the first batch; not 0 when a run resumes.
         rank: This process among the distributed ones.
         world_size: Number of distributed processes.
+        leave_out_unreadable: Whether another sample of the stream, the same one whenever it is asked for, takes the
+            place of one whose file can't be read; the batch then has the entry `LEFT_OUT`.
     """
 
     def __init__(
@@ -176,24 +196,41 @@ class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
         first_batch: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        leave_out_unreadable: bool = False,
     ) -> None:
         self.streams = streams
         self.batch_size = batch_size
         self.first_batch = first_batch
         self.rank = rank
         self.world_size = world_size
+        self.leave_out_unreadable = leave_out_unreadable
 
     def positions(self, batch: int) -> range:
         """Stream positions of batch number `batch` on this rank."""
         start = (batch * self.world_size + self.rank) * self.batch_size
         return range(start, start + self.batch_size)
 
-    def batch(self, number: int) -> dict[str, dict[str, Tensor]]:
-        """Batch `number` of this rank."""
-        return {
-            name: collate(name, [stream.sample(position) for position in self.positions(number)])
+    def batch(self, number: int) -> dict[str, Any]:
+        """Batch `number` of this rank.
+
+        Raises:
+            DatasetError: If a file can't be read, or, where such are left out, those of 10 samples in its place neither.
+        """
+        left_out: list[str] = []
+        batch: dict[str, Any] = {
+            name: collate(name, [self._sample(stream, position, left_out) for position in self.positions(number)])
             for name, stream in self.streams.items()
         }
+        return {**batch, LEFT_OUT: left_out} if left_out else batch
+
+    def _sample(self, stream: SampleStream, position: int, left_out: list[str], tried: int = 0) -> Sample:
+        try:
+            return stream.sample(position)
+        except UnreadableFileError as error:
+            if not self.leave_out_unreadable or tried == _SUBSTITUTES:
+                raise
+            left_out.append(str(error))
+        return self._sample(stream, position + _FAR, left_out, tried + 1)
 
     def images(self, number: int) -> dict[str, list[str]]:
         """Names of the images of batch `number` by stream; positions where a stream can't say them."""
@@ -204,7 +241,7 @@ class PairedStreams(IterableDataset[dict[str, dict[str, Tensor]]]):
 
         return {name: names(stream) for name, stream in self.streams.items()}
 
-    def __iter__(self) -> Iterator[dict[str, dict[str, Tensor]]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         """Batches from `first_batch` on, endless if all streams are."""
         worker: Any = get_worker_info()
         offset, step = (0, 1) if worker is None else (worker.id, worker.num_workers)

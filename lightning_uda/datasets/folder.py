@@ -116,7 +116,7 @@ class FolderDataset(SegmentationDataset):
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Height and width of image `index`, from the header of its file."""
-        return check_image_file(self.image_path(index))
+        return check_image_file(self.image_path(index), self.size_limit)
 
     def image_file(self, index: int) -> str:
         """Path of image `index`."""
@@ -128,11 +128,11 @@ class FolderDataset(SegmentationDataset):
 
     def load_image(self, index: int) -> Array:
         """Image `index` as uint8 (H, W, 3), RGB."""
-        return read_image(self.image_path(index))
+        return read_image(self.image_path(index), self.size_limit)
 
     def load_label(self, index: int) -> Array:
         """Label map of image `index` as uint8 (H, W) of raw ids."""
-        return read_label(self.label_path(index))
+        return read_label(self.label_path(index), self.size_limit)
 
     def check(self, labels: bool = True) -> list[Problem]:
         """Looks at the headers and ends of all images and decodes all labels, in parallel.
@@ -174,7 +174,7 @@ class FolderDataset(SegmentationDataset):
         problems = []
         size = None
         try:
-            size = check_image_file(self.image_path(index))
+            size = check_image_file(self.image_path(index), self.size_limit)
         except DatasetError as error:
             problems.append(file_problem(self.image_path(index), error))
         path = self._labels[index] if labels and self.has_labels else None
@@ -182,7 +182,7 @@ class FolderDataset(SegmentationDataset):
 
     def _check_label(self, path: Path, image_size: tuple[int, int] | None) -> list[Problem]:
         try:
-            label = read_label(path)
+            label = read_label(path, self.size_limit)
         except DatasetError as error:
             return [file_problem(path, error)]
         counts = np.bincount(label.ravel(), minlength=256)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset, SizeLimit, UnreadableFileError
 from lightning_uda.data.decoding import (
     check_image_file,
     decode_image,
@@ -26,7 +26,9 @@ from lightning_uda.data.decoding import (
     image_size,
     is_png,
     png_size,
+    read_file,
     read_name_list,
+    require_file,
     require_label_png,
     require_root,
     size_mismatch,
@@ -119,43 +121,50 @@ class Storage:
                     found.setdefault(match["name"], file)
         return dict(sorted(found.items()))
 
-    def read(self, file: StoredFile, size: int = -1) -> bytes:
-        """The bytes of a file, or its first `size` ones.
+    def read(self, file: StoredFile, size: int | None = None, limit: SizeLimit = SizeLimit()) -> bytes:
+        """The bytes of a file, or its first `size` ones; no more are unpacked than the limit allows.
 
         Raises:
-            DatasetError: If it can't be read.
+            UnreadableFileError: If it can't be read, or is too long.
         """
         if file.archive is None:
-            try:
-                with open(file.path, "rb") as opened:
-                    return opened.read(size)
-            except OSError as error:
-                raise DatasetError(f"{file}: can't be read ({error}). Restore the file or its permissions.") from error
+            return read_file(Path(file.path), limit, -1 if size is None else size)
         try:
-            with self._archive(file.archive).open(file.path) as member:
-                return member.read(size)
+            archive = self._archive(file.archive)
+            member = archive.getinfo(file.path)
+            limit.require_bytes(member.file_size, str(file))
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack in one go
+                raise NotImplementedError(f"compression method {member.compress_type} is not supported")
+            with archive.open(member) as opened:  # asked for a number of bytes, it unpacks no more, whatever is there
+                return opened.read(member.file_size if size is None else size)
         except _BROKEN_MEMBER as error:
-            raise DatasetError(f"{file}: can't be read ({error}). Download the archive again.") from error
+            raise UnreadableFileError(f"{file}: can't be read ({error}). Download the archive again.") from error
+        except DatasetError:
+            raise
         except RuntimeError as error:
-            raise DatasetError(
+            raise UnreadableFileError(
                 f"{file}: can't be read ({error}). Unpack the archive, or pack it again without a password, stored or "
                 "deflated."
             ) from error
 
-    def image_size(self, file: StoredFile, head: bytes = b"") -> tuple[int, int]:
+    def image_size(self, file: StoredFile, head: bytes = b"", limit: SizeLimit = SizeLimit()) -> tuple[int, int]:
         """Height and width from the header; tests that the file is whole, as far as that needs no unpacking.
 
         Args:
             file: An image or a label map.
             head: Its first 32 bytes, if they have been read.
+            limit: How large it may be.
 
         Raises:
-            DatasetError: If it is empty, cut off or no image.
+            DatasetError: If it is empty, cut off, no image, or too large.
         """
         if file.archive is None:
-            return check_image_file(Path(file.path))
-        head = head or self.read(file, _HEAD_BYTES)
-        return png_size(head) if is_png(head) else image_size(self.read(file), str(file))
+            return check_image_file(Path(file.path), limit)
+        head = head or self.read(file, _HEAD_BYTES, limit)
+        if not is_png(head):
+            return image_size(self.read(file, limit=limit), str(file), limit)
+        limit.require_pixels(png_size(head), str(file))
+        return png_size(head)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the opened archives."""
@@ -245,7 +254,7 @@ class StoredDataset(SegmentationDataset):
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Height and width of image `index`, from the header of its file."""
-        return self.storage.image_size(self._images[index])
+        return self.storage.image_size(self._images[index], limit=self.size_limit)
 
     def image_file(self, index: int) -> str:
         """Path of image `index`; in an archive, below the archive's."""
@@ -263,7 +272,7 @@ class StoredDataset(SegmentationDataset):
     def load_image(self, index: int) -> Array:
         """Image `index` as uint8 (H, W, 3), RGB."""
         file = self._images[index]
-        return decode_image(self.storage.read(file), str(file))
+        return decode_image(self.storage.read(file, limit=self.size_limit), str(file), self.size_limit)
 
     def load_label(self, index: int) -> Array:
         """Label map of image `index` as uint8 (H, W) of raw ids.
@@ -275,7 +284,7 @@ class StoredDataset(SegmentationDataset):
         file = self._labels[index]
         if file is None:
             raise DatasetError(f"{self.root}: {self._missing_labels}")
-        return self.decode_label(self.storage.read(file), str(file))
+        return self.decode_label(self.storage.read(file, limit=self.size_limit), str(file))
 
     def decode_label(self, data: bytes, where: str) -> Array:
         """Raw ids, uint8 (H, W), of a label file's bytes.
@@ -283,7 +292,7 @@ class StoredDataset(SegmentationDataset):
         Raises:
             DatasetError: If it isn't a label file of this dataset.
         """
-        return decode_label(data, where)
+        return decode_label(data, where, self.size_limit)
 
     def check_label_kind(self, head: bytes, where: str) -> None:
         """Checks by the first 26 bytes that a label file is of the dataset's kind.
@@ -361,16 +370,16 @@ class StoredDataset(SegmentationDataset):
     def _check_pair(self, index: int, labels: bool) -> list[Problem]:
         image, problems, size = self._images[index], [], None
         try:
-            size = self.storage.image_size(image)
+            size = self.storage.image_size(image, limit=self.size_limit)
         except DatasetError as error:
             problems.append(file_problem(str(image), error))
         label = self._labels[index] if labels and self.has_labels else None
         if label is None:
             return problems
         try:
-            head = self.storage.read(label, _HEAD_BYTES)
+            head = self.storage.read(label, _HEAD_BYTES, self.size_limit)
             self.check_label_kind(head, str(label))
-            mismatch = size_mismatch(self.storage.image_size(label, head), size)
+            mismatch = size_mismatch(self.storage.image_size(label, head, self.size_limit), size)
         except DatasetError as error:
             return [*problems, file_problem(str(label), error)]
         if mismatch and not self.sizes_may_differ:
@@ -420,6 +429,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _open_zip(path: str) -> zipfile.ZipFile:
     try:
+        require_file(Path(path))
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise DatasetError(

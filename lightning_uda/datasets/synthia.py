@@ -41,7 +41,7 @@ class SYNTHIA(StoredDataset):
 
     def decode_label(self, data: bytes, where: str) -> npt.NDArray[np.uint8]:
         """Raw ids, uint8 (H, W): the first channel of the file."""
-        return decode_first_channel(data, where)
+        return decode_first_channel(data, where, self.size_limit)
 
     def check_label_kind(self, head: bytes, where: str) -> None:
         """Checks that a label is a three-channel 16-bit PNG."""

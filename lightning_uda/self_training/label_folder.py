@@ -54,7 +54,7 @@ class LabelFolder:
         Raises:
             DatasetError: If the file is missing or damaged.
         """
-        return read_label(self._path(index))
+        return read_label(self._path(index), self.dataset.size_limit)
 
     def record(self, made_from: str) -> RoundRecord:
         """The record of these labels, which must be whole and those of the dataset.

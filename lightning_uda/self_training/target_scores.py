@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
-from lightning_uda.data.workers import start_worker
+from lightning_uda.data.workers import WorkerLoader, start_worker
 from lightning_uda.inference import Inference
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.resize import Size, size_of
@@ -132,7 +132,7 @@ class TargetScores:
         if not indices:
             return iter(())
         chosen = Subset(self.images, indices)
-        return iter(DataLoader(chosen, batch_size=None, num_workers=self.num_workers, worker_init_fn=start_worker))
+        return iter(WorkerLoader(chosen, batch_size=None, num_workers=self.num_workers, worker_init_fn=start_worker))
 
     def _scores(self, index: int, image: Tensor, size: Size, weighted: bool) -> Tensor:
         assert self._stored is not None
