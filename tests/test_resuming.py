@@ -1,5 +1,6 @@
 """Runs that a signal stops say how they go on, and go on as if they had never been stopped."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -237,3 +238,66 @@ def test_of_several_processes_all_stop_where_one_gets_a_signal_and_go_on(tmp_pat
     assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr
     assert read_checkpoint(checkpoints / "last.ckpt")["global_step"] == 4
     assert [row["step"] for row in read_rows(checkpoints.parent / "iou.csv")] == ["2", "4"]
+
+
+def faulty(config, *options):
+    """What a run says that ends with an error of its data, and the error."""
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", config, *options])
+    return end.value.code
+
+
+@pytest.mark.parametrize(("hook", "done"), [("on_before_zero_grad", 1), ("on_validation_batch_start", 2)])
+def test_a_run_whose_worker_died_says_why_and_goes_on_as_if_it_had_not(hook, done, whole, tmp_path, capsys):
+    expected, last = whole("DACS")
+    config = config_of(tmp_path / "runs", "DACS")
+    options = ["--trainer.callbacks+=tests.fixtures.faults.KillWorker", f"--trainer.callbacks.hook={hook}"]
+    error = faulty(config, "--data.num_workers", "2", *options, f"--trainer.callbacks.done={done}")
+    assert re.fullmatch(
+        r"error: A process of the data loader \(pid \d+\) was killed by signal: Killed, as a rule because memory ran out"
+        r"\. Lower data\.num_workers \(2 now, .*\.\n\(LIGHTNING_UDA_TRACEBACK=1 shows where it came from\.\)",
+        error,
+    )
+    run = tmp_path / "runs/DACS/version_0"
+    out = capsys.readouterr().out
+    assert f"Stopped by its data, after step 2 of 4.\nIts last checkpoint is {run}/checkpoints/stopped.ckpt." in out
+    assert read_checkpoint(run / "checkpoints/stopped.ckpt")["global_step"] == 2
+    main(["fit", "--config", config, "--resume"])
+    again = read_checkpoint(run / "checkpoints/last.ckpt")
+    assert all(torch.equal(tensor, again["state_dict"][name]) for name, tensor in last["state_dict"].items())
+    found, wanted = tables(run), tables(expected)
+    del found["config"], wanted["config"]
+    assert found == wanted
+
+
+VANISHED = ["--data.source", "tests.fixtures.faults.Vanished", "--data.source.seed", "0"]
+GONE = "/set/images/tiny_0_2.png: can't be read (No such file)."
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_an_image_that_is_gone_ends_a_run_by_its_name_after_a_checkpoint(num_workers, tmp_path, capsys):
+    config = config_of(tmp_path, "SourceOnly")
+    stop = ["--trainer.max_steps", "9", "--data.batch_size", "1", "--data.num_workers", num_workers]
+    assert faulty(config, *VANISHED, *stop).startswith(f"error: {GONE}\n(LIGHTNING_UDA")
+    (step,) = re.findall(r"Stopped by its data, after step ([1-3]) of 9\.", capsys.readouterr().out)
+    stopped = read_checkpoint(tmp_path / "SourceOnly/version_0/checkpoints/stopped.ckpt")
+    assert stopped["global_step"] == int(step)
+
+
+def test_gradients_half_accumulated_are_not_saved(tmp_path, capsys):
+    config = config_of(tmp_path, "SourceOnly", accumulate_grad_batches=4, val_check_interval=100)
+    seen = ["--data.source.gone", "0", "--data.batch_size", "1", "--data.num_workers", "0"]
+    main(["fit", "--config", config, "--trainer.max_steps", "1"])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, *VANISHED, *seen, "--resume", "--trainer.max_steps", "3"])
+    checkpoints = tmp_path / "SourceOnly/version_0/checkpoints"
+    assert f"Its last checkpoint is {checkpoints}/last.ckpt." in capsys.readouterr().out
+    assert not (checkpoints / "stopped.ckpt").exists()
+
+
+def test_images_that_are_gone_are_left_out_by_choice_counted_and_reported(tmp_path, caplog):
+    config = config_of(tmp_path, "SourceOnly")
+    main(["fit", "--config", config, *VANISHED, "--data.leave_out_unreadable", "true", "--data.num_workers", "2"])
+    note = f"left out of training: 2 samples, as 1 files couldn't be read: {GONE} (2 times)"
+    assert [line for line in caplog.messages if "left out" in line] == [f"left out of training: {GONE}", note]
+    assert note in (tmp_path / "SourceOnly/version_0/notes.txt").read_text().splitlines()

@@ -107,7 +107,7 @@ class StopSignals(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """At the end of a round: the same, as what comes next may take long."""
-        self._in_step = False
+        self._in_step = self._is_whole = False
         if self._is_to_stop(trainer):
             if self._done_at != trainer.global_step:
                 self._save(trainer)
@@ -118,7 +118,7 @@ class StopSignals(Callback):
         if self._signal is not None and isinstance(exception, SystemExit):
             self._say(f"Stopped by {self._name}, after step {trainer.global_step} of {trainer.max_steps}.")
             self._say_how_it_goes_on()
-        elif trainer.state.fn == "fit" and self._in_step and isinstance(exception, (WorkerError, DatasetError)):
+        elif trainer.state.fn == "fit" and trainer.global_step and isinstance(exception, (WorkerError, DatasetError)):
             if self._is_whole and trainer.world_size == 1:
                 self._save_between_steps(trainer)
             self._say(f"Stopped by its data, after step {trainer.global_step} of {trainer.max_steps}.")

@@ -214,7 +214,7 @@ class PairedStreams(IterableDataset[dict[str, Any]]):
         """Batch `number` of this rank.
 
         Raises:
-            DatasetError: If a file can't be read, or, where such are left out, those of 10 samples in its place neither.
+            DatasetError: If a file can't be read, or, where such are left out, none of 10 samples in its place.
         """
         left_out: list[str] = []
         batch: dict[str, Any] = {

@@ -445,3 +445,12 @@ def test_labelled_images_come_in_the_geometry_of_evaluation_in_batches_of_one_si
     assert next(iter(resized.labelled_dataloader("val")))[0]["image"].shape == (1, 3, 12, 16)
     with pytest.raises(DatasetError, match=r"data\.val isn't set"):
         tiny_data(val=None).labelled_dataloader("val")
+
+
+def test_the_limit_of_sizes_reaches_every_dataset():
+    data = tiny_data(max_megapixels=3)
+    assert {dataset.size_limit.megapixels for dataset in data.datasets.values()} == {3}
+    assert tiny_data().source.size_limit.megapixels == 100
+    assert data.source.fingerprint() == tiny_data().source.fingerprint(), "a limit changes no content"
+    with pytest.raises(ValueError, match=r"data\.max_megapixels: found 0, expected a number above 0"):
+        tiny_data(max_megapixels=0)

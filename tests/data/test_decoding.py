@@ -1,4 +1,6 @@
 import io
+import math
+import os
 import struct
 import zlib
 
@@ -6,8 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_uda.data.dataset import DatasetError
-from lightning_uda.data.decoding import decode_image, decode_label, decode_png
+from lightning_uda.data.dataset import DatasetError, SizeLimit, UnreadableFileError
+from lightning_uda.data.decoding import (
+    check_image_file,
+    decode_first_channel,
+    decode_image,
+    decode_label,
+    decode_png,
+    image_size,
+    read_image,
+    read_label,
+)
 
 SIZE = HEIGHT, WIDTH = 37, 53
 RGB = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
@@ -90,7 +101,93 @@ def test_a_changed_byte_is_found_and_named():
 @pytest.mark.parametrize("size", [(1 << 30, 1 << 30), (1 << 30, 53), (200_000, 200_000), (0, 53)])
 def test_a_header_with_an_absurd_size_is_an_error_like_any_other(size):
     with pytest.raises(DatasetError, match="damaged PNG"):
-        decode_image(png(RGB, 2, size=size), "a")
+        decode_image(png(RGB, 2, size=size), "a", SizeLimit(math.inf))
+
+
+def jpeg(size):
+    """A JPEG file that claims another size."""
+    data = bytearray(saved(Image.fromarray(RGB), "jpeg"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", *size)
+    return bytes(data)
+
+
+def bmp(size):
+    """A BMP file that claims another size."""
+    data = bytearray(saved(Image.fromarray(RGB), "bmp"))
+    data[18:26] = struct.pack("<II", size[1], size[0])
+    return bytes(data)
+
+
+def tiff(size):
+    """A TIFF file that claims another size."""
+    data = saved(Image.fromarray(RGB), "tiff")
+    for tag, have, want in zip((257, 256), SIZE, size, strict=True):
+        entries = [struct.pack("<HHIHH", tag, 3, 1, have, 0), struct.pack("<HHII", tag, 4, 1, have)]
+        (entry,) = {entry for entry in entries if entry in data}
+        data = data.replace(entry, struct.pack("<HHII", tag, 4, 1, want))
+    return data
+
+
+def webp(size):
+    """An extended WebP file that claims another size."""
+    data = bytearray(saved(Image.fromarray(RGB), "webp", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"))
+    assert data[12:16] == b"VP8X"
+    data[24:30] = b"".join((side - 1).to_bytes(3, "little") for side in reversed(size))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("made", [lambda size: png(RGB, 2, size=size), jpeg, bmp, tiff, webp])
+def test_an_image_beyond_the_limit_is_refused_by_its_header(made, tmp_path):
+    assert image_size(made(SIZE), "a") == SIZE
+    message = (
+        r"found 10000 x 12000 pixels \(height x width, 120 megapixels\), expected at most 100 megapixels\. "
+        r".*raise the limit \(data\.max_megapixels\)"
+    )
+    data, path = made((10_000, 12_000)), tmp_path / "a.file"
+    path.write_bytes(data)
+    for read in (decode_image, image_size):
+        with pytest.raises(UnreadableFileError, match=rf"^dir/a\.file: {message}"):
+            read(data, "dir/a.file")
+    with pytest.raises(UnreadableFileError, match=rf"^{path}: {message}"):
+        check_image_file(path)
+    assert image_size(data, "a", SizeLimit(120)) == (10_000, 12_000)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}])
+def test_sizes_are_read_from_the_header_of_every_kind_of_webp(options):
+    assert image_size(saved(Image.fromarray(RGB), "webp", **options), "a") == SIZE
+
+
+def test_labels_beyond_the_limit_are_refused_by_their_header():
+    for decode, data in ((decode_label, png(IDS, 0, size=(10_000, 12_000))), (decode_first_channel, rgb16())):
+        with pytest.raises(UnreadableFileError, match="found 10000 x 12000 pixels"):
+            decode(data, "a")
+
+
+def rgb16():
+    """The header of a label map with 16 bits in each of three channels."""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 12_000, 10_000, 16, 2, 0, 0, 0))
+
+
+def test_a_long_file_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(500_000_000)  # takes no room on the disk
+    message = (
+        r"a\.png: found a file of 0\.5 GB, expected at most 400 MB \(4 bytes for each of 100 megapixels\)\. Make it"
+    )
+    for read in (read_image, read_label, check_image_file):
+        with pytest.raises(UnreadableFileError, match=message):
+            read(tmp_path / "a.png")
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe.png", "a named pipe"), ("device.png", "a device")):
+        for read in (read_image, read_label, check_image_file):
+            with pytest.raises(UnreadableFileError, match=rf"{name}: this is {kind}, expected a file\. Take it away"):
+                read(tmp_path / name)
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", png(RGB, 2)[:20], png(np.dstack([RGB, IDS]), 6)])

@@ -9,6 +9,7 @@ from lightning_uda.data.dataset import DatasetError
 from lightning_uda.data.streams import LabelReader, PairedStreams, Stream, collate
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.label_spaces import CAMVID, CAMVID_IDS, UNKNOWN_INDEX
+from tests.fixtures.faults import Vanished
 from tests.fixtures.tiny import TinyDataset
 
 TABLE = CAMVID.lookup_table(CAMVID_IDS)
@@ -91,7 +92,7 @@ def test_an_unlisted_id_is_an_error_that_names_the_image():
     dataset = TinyDataset()
     dataset.class_ids, dataset.strict_ids = {0: "Sky", 255: None}, True
     reader = LabelReader(dataset, CAMVID.lookup_table(dataset.class_ids, UNKNOWN_INDEX))
-    with pytest.raises(DatasetError, match=r"Label of 'tiny_0_0' holds ids \[1, 2\].*not in the class map"):
+    with pytest.raises(DatasetError, match=r"^tiny_0_0 \(label\): found ids \[1, 2\].*not in the class map"):
         reader(0)
 
 
@@ -101,3 +102,41 @@ def test_images_of_different_sizes_are_an_error_that_says_what_to_do():
         DatasetError, match=r"images of one target batch differ in size .*4 x 5, 4 x 6\. Set `resize` or `crop`"
     ):
         collate("target", samples)
+
+
+def test_a_pair_of_two_sizes_is_an_error_that_names_its_image():
+    class Uneven(TinyDataset):
+        def load_label(self, index):
+            return super().load_label(index)[4:]
+
+    reader = LabelReader(Uneven(), CAMVID.lookup_table(TinyDataset.class_ids))
+    with pytest.raises(DatasetError, match=r"^tiny_0_\d \(image\): TrainTransform: found a label of 20 x 32 for an "):
+        Stream("source", Uneven(), TrainTransform(crop=(16, 16)), 0, reader).sample(0)
+
+
+def test_what_cannot_be_read_is_left_out_by_choice_and_changes_no_other_sample():
+    def paired(dataset, leave_out):
+        stream = Stream("target", dataset, TrainTransform(crop=(16, 16)), 0, None)
+        return PairedStreams({"target": stream}, 2, leave_out_unreadable=leave_out)
+
+    whole = [paired(TinyDataset(4), False).batch(number) for number in range(4)]
+    damaged = paired(Vanished(gone=2), True)
+    gone = [damaged.streams["target"].index(position) == 2 for position in range(8)]
+    assert sum(gone) == 2
+    for number, batch in enumerate(whole):
+        found, again = damaged.batch(number), damaged.batch(number)
+        lost = gone[2 * number : 2 * number + 2]
+        error = "/set/images/tiny_0_2.png: can't be read (No such file)."
+        assert set(found.pop("left_out", ())) == ({error} if any(lost) else set())
+        same = [torch.equal(*pair) for pair in zip(batch["target"]["image"], found["target"]["image"], strict=True)]
+        assert same == [not was for was in lost]
+        assert torch.equal(found["target"]["image"], again["target"]["image"])
+    with pytest.raises(DatasetError, match=r"^/set/images/tiny_0_2\.png: can't be read"):
+        for number in range(4):
+            paired(Vanished(gone=2), False).batch(number)
+
+
+def test_a_set_of_which_nothing_can_be_read_is_an_error_by_choice_too():
+    stream = Stream("target", Vanished(gone=0, length=1), TrainTransform(), 0, None)
+    with pytest.raises(DatasetError, match=r"tiny_0_0\.png: can't be read"):
+        PairedStreams({"target": stream}, 1, leave_out_unreadable=True).batch(0)

@@ -2,6 +2,8 @@ import multiprocessing
 import os
 import pickle
 import re
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_uda.data.check import require_usable, scan
+from lightning_uda.data.dataset import SizeLimit
 from lightning_uda.datasets import BDD100K, GTA5, NTHU, SYNTHIA, Cityscapes, DatasetError
 from lightning_uda.datasets.storage import Part, Storage, StoredFile, with_void
 from lightning_uda.label_spaces import CITYSCAPES
@@ -105,7 +108,9 @@ def test_without_labels_they_are_neither_needed_nor_opened(official, root, tmp_p
     made, reader, *_ = official
     opened = []
     read = Storage.read
-    monkeypatch.setattr(Storage, "read", lambda self, file, size=-1: opened.append(str(file)) or read(self, file, size))
+    monkeypatch.setattr(
+        Storage, "read", lambda self, file, *size, **limit: opened.append(str(file)) or read(self, file, *size, **limit)
+    )
     dataset = reader(str(root), labelled=False)
     assert not dataset.has_labels
     np.testing.assert_array_equal(dataset.load_image(0), made[dataset.name(0)][0])
@@ -252,6 +257,46 @@ def test_archives_packed_in_other_ways_are_explained(tmp_path, byte, value, said
     (file,) = storage.find(PART).values()
     with pytest.raises(DatasetError, match=rf"a\.zip/images/a\.png: can't be read \(.*{said}.*pack it again without a"):
         storage.read(file)
+
+
+def test_a_member_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("images/a.png", bytes(30_000_000))
+    storage = Storage(tmp_path)
+    (file,) = storage.find(PART).values()
+    tracemalloc.start()
+    with pytest.raises(
+        DatasetError, match=r"a\.zip/images/a\.png: found a file of 30\.0 MB, expected at most 4 MB \(4 b"
+    ):
+        storage.read(file, limit=SizeLimit(1))
+    directory = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(directory.replace(struct.pack("<I", 30_000_000), struct.pack("<I", 1_000_000)))
+    with pytest.raises(DatasetError, match=r"a\.zip/images/a\.png: can't be read \(Bad CRC"):  # it lies of its size
+        Storage(tmp_path).read(file, limit=SizeLimit(1))
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+    assert len(Storage(tmp_path).read(file, 10)) == 10
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_that_can_only_be_unpacked_in_one_go_are_not(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as packed:
+        packed.writestr("images/a.png", bytes(1000))
+    storage = Storage(tmp_path)
+    with pytest.raises(DatasetError, match=r"compression method \d+ is not supported.*pack it again"):
+        storage.read(storage.find(PART)["a"])
+
+
+def test_pipes_among_files_and_archives_are_named_and_not_waited_for(tmp_path):
+    layouts.make_gta5(tmp_path)
+    for name in ("images/00001.png", "labels/00002.png"):
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+    found = [(Path(problem.where).parent.name, problem.what) for problem in GTA5(str(tmp_path)).check()]
+    assert found == [(kind, "this is a named pipe, expected a file. Take it away.") for kind in ("images", "labels")]
+    os.mkfifo(tmp_path / "a.zip")
+    with pytest.raises(DatasetError, match=r"a\.zip: this is a named pipe"):
+        GTA5(str(tmp_path))
 
 
 def test_backslashes_in_an_archive_part_folders(tmp_path):

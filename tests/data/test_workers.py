@@ -1,0 +1,66 @@
+"""A loader whose process dies says so where a batch is asked for, and says what to do."""
+
+import os
+
+import pytest
+from torch.utils.data import Dataset
+
+from lightning_uda.data.workers import WorkerError, WorkerLoader
+from tests.fixtures.faults import kill_worker
+
+ADVICE = (
+    r"as a rule because memory ran out\. Lower data\.num_workers \(2 now, 0 makes none\) or data\.batch_size, or give "
+    r"the machine or its container more room"
+)
+
+
+class Numbers(Dataset):
+    def __init__(self, error=None):
+        self.error = error
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        if index == 3 and self.error is not None:
+            raise self.error
+        return index
+
+
+def test_a_death_is_told_where_a_batch_is_asked_for_and_nowhere_else(tmp_path):
+    batches = iter(WorkerLoader(Numbers(), batch_size=None, num_workers=2))
+    assert next(batches) == 0
+    worker = kill_worker()
+    (tmp_path / "step").write_text("a step, in which nothing is raised")
+    with pytest.raises(
+        WorkerError, match=rf"^A process of the data loader \(pid {worker}\) was killed by .*, {ADVICE}"
+    ):
+        next(batches)
+
+
+def test_a_death_that_the_system_did_not_tell_is_one_too(monkeypatch):
+    monkeypatch.setattr("lightning_uda.data.workers._deaths._receive", lambda *_: None)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    batches = iter(WorkerLoader(Numbers(), batch_size=None, num_workers=2))
+    next(batches)
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._error_if_any_worker_fails", lambda: None)
+    worker = kill_worker()
+    with pytest.raises(WorkerError, match=rf"\(pid {worker}\) exited unexpectedly, {ADVICE}"):
+        list(batches)
+
+
+def test_children_that_are_no_workers_may_end():
+    batches = iter(WorkerLoader(Numbers(), batch_size=None, num_workers=1))
+    os.waitpid(os.spawnlp(os.P_NOWAIT, "true", "true"), 0)
+    assert list(batches) == list(range(20))
+
+
+def test_memory_that_a_worker_lacks_is_named_too():
+    with pytest.raises(WorkerError, match=rf"^A process of the data loader found no memory for a batch, {ADVICE}"):
+        list(WorkerLoader(Numbers(MemoryError()), batch_size=None, num_workers=2))
+
+
+def test_other_errors_of_a_worker_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="of its own") as error:
+        list(WorkerLoader(Numbers(RuntimeError("of its own")), batch_size=None, num_workers=1))
+    assert not isinstance(error.value, WorkerError)
