@@ -88,6 +88,7 @@ class RunLogger(CSVLogger):
         version = None if resumed is None else resumed.path.parent.parent.name
         super().__init__(output, name, version, flush_logs_every_n_steps=10)
         self.resumed = resumed
+        self._before: set[tuple[int, str]] = set()  # step and name of what the run had logged
 
     @property
     @rank_zero_experiment
@@ -103,15 +104,18 @@ class RunLogger(CSVLogger):
         if not source.is_file():
             return super().experiment
         columns, rows = read_table(source)
-        write_table(kept, columns, [row for row in rows if int(row["step"]) < step])
+        rows = [row for row in rows if int(row["step"]) < step]
+        write_table(kept, columns, rows)
+        self._before = {(int(row["step"]), name) for row in rows for name, value in row.items() if value}
         writer = super().experiment
         kept.replace(table)
         writer.metrics_keys = columns
         return writer
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Adds a row, unless it is one of a step that the table has from before."""
-        if self.resumed is None or step is None or step >= self.resumed.step:
+        """Adds a row, unless the table has it from before; it lacks that of a validation which wasn't finished."""
+        _ = self.experiment  # has the table read
+        if step is None or any((step, name) not in self._before for name in metrics):
             super().log_metrics(metrics, step)
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:

@@ -10,10 +10,13 @@ import yaml
 
 from lightning_uda.__main__ import main
 from lightning_uda.checkpoints import read_checkpoint, write_checkpoint
+from lightning_uda.data.streams import Stream
+from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.tables import read_rows
 from tests.fixtures.checkpoints import content
 from tests.fixtures.processes import run, run_ranks
 from tests.fixtures.stages import steps_of, write_config
+from tests.fixtures.tiny import TinyDataset
 from tests.test_checkpoints import damage, error_of
 
 
@@ -254,7 +257,7 @@ def test_a_run_whose_worker_died_says_why_and_goes_on_as_if_it_had_not(hook, don
     options = ["--trainer.callbacks+=tests.fixtures.faults.KillWorker", f"--trainer.callbacks.hook={hook}"]
     error = faulty(config, "--data.num_workers", "2", *options, f"--trainer.callbacks.done={done}")
     assert re.fullmatch(
-        r"error: A process of the data loader \(pid \d+\) was killed by signal: Killed, as a rule because memory ran out"
+        r"error: A process of the data loader \(pid \d+\) was killed \(Killed\), as a rule because memory ran out"
         r"\. Lower data\.num_workers \(2 now, .*\.\n\(LIGHTNING_UDA_TRACEBACK=1 shows where it came from\.\)",
         error,
     )
@@ -270,34 +273,34 @@ def test_a_run_whose_worker_died_says_why_and_goes_on_as_if_it_had_not(hook, don
     assert found == wanted
 
 
-VANISHED = ["--data.source", "tests.fixtures.faults.Vanished", "--data.source.seed", "0"]
-GONE = "/set/images/tiny_0_2.png: can't be read (No such file)."
+VANISHED = ["--data.source", "tests.fixtures.faults.Vanished", "--data.source.gone"]
+GONE = "/set/images/tiny_0_{}.png: can't be read (No such file)."
 
 
 @pytest.mark.parametrize("num_workers", ["0", "2"])
 def test_an_image_that_is_gone_ends_a_run_by_its_name_after_a_checkpoint(num_workers, tmp_path, capsys):
-    config = config_of(tmp_path, "SourceOnly")
-    stop = ["--trainer.max_steps", "9", "--data.batch_size", "1", "--data.num_workers", num_workers]
-    assert faulty(config, *VANISHED, *stop).startswith(f"error: {GONE}\n(LIGHTNING_UDA")
-    (step,) = re.findall(r"Stopped by its data, after step ([1-3]) of 9\.", capsys.readouterr().out)
-    stopped = read_checkpoint(tmp_path / "SourceOnly/version_0/checkpoints/stopped.ckpt")
-    assert stopped["global_step"] == int(step)
+    options = [*VANISHED, "0", "--trainer.max_steps", "9", "--data.batch_size", "1", "--data.num_workers", num_workers]
+    error = faulty(config_of(tmp_path, "SourceOnly"), *options)
+    assert error.startswith(f"error: {GONE.format(0)}\n(LIGHTNING_UDA")
+    assert "Stopped by its data, after step 2 of 9." in capsys.readouterr().out  # the fourth image is read beside 3
+    checkpoint = tmp_path / "SourceOnly/version_0/checkpoints/stopped.ckpt"
+    assert read_checkpoint(checkpoint)["global_step"] == 2
 
 
 def test_gradients_half_accumulated_are_not_saved(tmp_path, capsys):
-    config = config_of(tmp_path, "SourceOnly", accumulate_grad_batches=4, val_check_interval=100)
-    seen = ["--data.source.gone", "0", "--data.batch_size", "1", "--data.num_workers", "0"]
-    main(["fit", "--config", config, "--trainer.max_steps", "1"])
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", config, *VANISHED, *seen, "--resume", "--trainer.max_steps", "3"])
+    config = config_of(tmp_path, "SourceOnly", accumulate_grad_batches=2, val_check_interval=2)
+    fifth = Stream("source", TinyDataset(8), TrainTransform(), 0, None).index(4)  # it is read beside the fourth
+    faulty(config, *VANISHED, str(fifth), "--data.source.length", "8", "--data.batch_size", "1")
     checkpoints = tmp_path / "SourceOnly/version_0/checkpoints"
-    assert f"Its last checkpoint is {checkpoints}/last.ckpt." in capsys.readouterr().out
+    said = f"Stopped by its data, after step 1 of 4.\nIts last checkpoint is {checkpoints}/last.ckpt."
+    assert said in capsys.readouterr().out
     assert not (checkpoints / "stopped.ckpt").exists()
 
 
 def test_images_that_are_gone_are_left_out_by_choice_counted_and_reported(tmp_path, caplog):
-    config = config_of(tmp_path, "SourceOnly")
-    main(["fit", "--config", config, *VANISHED, "--data.leave_out_unreadable", "true", "--data.num_workers", "2"])
-    note = f"left out of training: 2 samples, as 1 files couldn't be read: {GONE} (2 times)"
-    assert [line for line in caplog.messages if "left out" in line] == [f"left out of training: {GONE}", note]
+    options = [*VANISHED, "2", "--data.leave_out_unreadable", "true", "--data.num_workers", "2"]
+    main(["fit", "--config", config_of(tmp_path, "SourceOnly"), *options])
+    gone = GONE.format(2)
+    note = f"left out of training: 2 samples, as 1 file couldn't be read: {gone} (2 times)"
+    assert [line for line in caplog.messages if "left out" in line] == [f"left out of training: {gone}", note]
     assert note in (tmp_path / "SourceOnly/version_0/notes.txt").read_text().splitlines()

@@ -135,8 +135,11 @@ class StopSignals(Callback):
 
     def _save_between_steps(self, trainer: pl.Trainer) -> None:
         """Saves a checkpoint, from which a validation that was begun starts anew."""
-        if trainer.validating:
-            validated = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        loop = trainer.fit_loop.epoch_loop
+        if not trainer.validating:
+            loop._batches_that_stepped -= 1  # Lightning counts it when the run goes on, as it saves within a step
+        else:
+            validated = loop.val_loop.batch_progress
             validated.reset()
             validated.increment_ready()
             validated.increment_started()  # what Lightning takes for a validation to be made again

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from lightning_uda.data.cache import CachedDataset, CacheFormat, build_caches
-from lightning_uda.data.check import require_usable
+from lightning_uda.data.check import counted, require_usable
 from lightning_uda.data.dataset import DatasetError, SegmentationDataset, SizeLimit
 from lightning_uda.data.sampling import Origin, Sampling, Shuffled
 from lightning_uda.data.sizes import crop_sizes, require_pairable, require_stackable
@@ -214,10 +214,9 @@ class UDADataModule(LightningDataModule):
         left_out, self._left_out = self._left_out, Counter()
         if not left_out:
             return
-        note = (
-            f"left out of training: {left_out.total()} samples, as {len(left_out)} files couldn't be read: "
-            + "; ".join(f"{error} ({count} times)" for error, count in left_out.items())
-        )
+        samples, files = counted(left_out.total(), "sample"), counted(len(left_out), "file")
+        named = "; ".join(f"{error} ({counted(count, 'time')})" for error, count in left_out.items())
+        note = f"left out of training: {samples}, as {files} couldn't be read: {named}"
         _log.warning("%s", note)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)

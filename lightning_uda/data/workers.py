@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from lightning_uda.errors import MendableError
-
-_DEAD = re.compile(r"DataLoader worker \(pid\S* ([\d, ]+)\) (?:is )?(killed by signal: [^.]+|exited unexpectedly)")
 
 
 class WorkerError(MendableError):
@@ -53,77 +52,85 @@ class WorkerLoader(DataLoader[Any]):
         Raises:
             WorkerError: If a process died, or had no memory for a batch.
         """
+        others = set(active_children())
         batches: Iterator[Any] = super().__iter__()
         if self.num_workers == 0:
             return batches
-        _deaths.listen()
-        return _watched(batches, self.num_workers)
+        _watch.listen()
+        return _watched(batches, [child for child in active_children() if child not in others])
 
 
-def _watched(batches: Iterator[Any], num_workers: int) -> Iterator[Any]:
+def _watched(batches: Iterator[Any], workers: Sequence[BaseProcess]) -> Iterator[Any]:
     while True:
         try:
-            with _deaths.heard():
+            with _watch.over(workers):
                 batch = next(batches)
         except StopIteration:
             return
-        except (RuntimeError, MemoryError) as error:
-            found = _DEAD.match(str(error))
-            if found is None and not isinstance(error, MemoryError):
-                raise
-            what = "found no memory for a batch" if found is None else f"(pid {found[1]}) was {found[2]}"
-            raise WorkerError(_advice(what.replace("was exited", "exited"), num_workers)) from error
+        except MemoryError as error:
+            raise WorkerError(_advice("found no memory for a batch", True, len(workers))) from error
+        except RuntimeError:
+            _require_alive(workers)  # where the system didn't tell, torch's loader looks every few seconds
+            raise
         yield batch
 
 
-def _advice(what: str, num_workers: int) -> str:
-    shared = " for shared memory (/dev/shm; docker run --shm-size)" * ("Bus error" in what)
+def _require_alive(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        status = worker.exitcode
+        if not status:  # it is at work, or done
+            continue
+        how = f"was killed ({signal.strsignal(-status)})" if status < 0 else f"ended with status {status}"
+        raise WorkerError(_advice(f"(pid {worker.pid}) {how}", status in _OF_LACK_OF_MEMORY, len(workers)))
+
+
+def _advice(what: str, is_of_memory: bool, num_workers: int) -> str:
+    reason = "as a rule" if is_of_memory else "perhaps"
     return (
-        f"A process of the data loader {what}, as a rule because memory ran out. Lower data.num_workers "
-        f"({num_workers} now, 0 makes none) or data.batch_size, or give the machine or its container more room{shared}."
+        f"A process of the data loader {what}, {reason} because memory ran out. Lower data.num_workers ({num_workers} "
+        "now, 0 makes none) or data.batch_size, or give the machine or its container more memory, also as /dev/shm "
+        "(docker run --shm-size)."
     )
 
 
-class _Deaths:
-    """Hands the system's word that a child died to torch's loader while somebody waits for a batch, and only then."""
+class _Watch:
+    """Looks after workers while a batch is waited for, and lets nobody else raise an error if one of them dies."""
 
     def __init__(self) -> None:
-        self._loader: Callable[[int, FrameType | None], Any] | None = None
-        self._waits = self._unheard = False
+        self._workers: Sequence[BaseProcess] = ()
+        self._before: Any = None
 
     def listen(self) -> None:
         """Takes the place of what torch's loader has called by the system; only the main thread may."""
         if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
             return
         handler = signal.getsignal(signal.SIGCHLD)
-        if handler != self._receive and callable(handler):
-            self._loader = handler
+        if handler != self._receive:
+            self._before = handler
             signal.signal(signal.SIGCHLD, self._receive)
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """A block in which torch's loader raises an error if a worker of it died, now or before."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        self._waits = True
+    def over(self, workers: Sequence[BaseProcess]) -> Iterator[None]:
+        """A block that ends with an error if one of the workers dies, or has died before.
+
+        Raises:
+            WorkerError: If so.
+        """
+        _require_alive(workers)
+        if threading.current_thread() is threading.main_thread():  # to which the system speaks
+            self._workers = workers
         try:
-            if self._unheard:
-                self._tell(signal.SIGCHLD, None)
             yield
         finally:
-            self._waits = False
+            self._workers = ()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._waits:
-            self._tell(number, frame)
-        else:
-            self._unheard = True
-
-    def _tell(self, number: int, frame: FrameType | None) -> None:
-        self._unheard = False
-        if self._loader is not None:
-            self._loader(number, frame)
+        if callable(self._before):
+            with suppress(RuntimeError):  # of torch's loader
+                self._before(number, frame)
+        _require_alive(self._workers)
 
 
-_deaths = _Deaths()
+_OF_LACK_OF_MEMORY = [-getattr(signal, name) for name in ("SIGKILL", "SIGBUS") if hasattr(signal, name)]
+
+_watch = _Watch()

@@ -1,27 +1,31 @@
 """A loader whose process dies says so where a batch is asked for, and says what to do."""
 
 import os
+import signal
+import threading
+import time
 
 import pytest
 from torch.utils.data import Dataset
 
 from lightning_uda.data.workers import WorkerError, WorkerLoader
-from tests.fixtures.faults import kill_worker
+from tests.fixtures.faults import await_death, kill_worker
 
 ADVICE = (
     r"as a rule because memory ran out\. Lower data\.num_workers \(2 now, 0 makes none\) or data\.batch_size, or give "
-    r"the machine or its container more room"
+    r"the machine or its container more memory"
 )
 
 
 class Numbers(Dataset):
-    def __init__(self, error=None):
-        self.error = error
+    def __init__(self, error=None, wait=0):
+        self.error, self.wait = error, wait
 
     def __len__(self):
         return 20
 
     def __getitem__(self, index):
+        time.sleep(self.wait)
         if index == 3 and self.error is not None:
             raise self.error
         return index
@@ -30,23 +34,32 @@ class Numbers(Dataset):
 def test_a_death_is_told_where_a_batch_is_asked_for_and_nowhere_else(tmp_path):
     batches = iter(WorkerLoader(Numbers(), batch_size=None, num_workers=2))
     assert next(batches) == 0
-    worker = kill_worker()
+    await_death(worker := kill_worker())
     (tmp_path / "step").write_text("a step, in which nothing is raised")
     with pytest.raises(
-        WorkerError, match=rf"^A process of the data loader \(pid {worker}\) was killed by .*, {ADVICE}"
+        WorkerError, match=rf"^A process of the data loader \(pid {worker}\) was killed \(Killed\), {ADVICE}"
     ):
         next(batches)
 
 
-def test_a_death_that_the_system_did_not_tell_is_one_too(monkeypatch):
-    monkeypatch.setattr("lightning_uda.data.workers._deaths._receive", lambda *_: None)
+def test_a_death_that_the_system_tells_nobody_is_found_too(monkeypatch):
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     batches = iter(WorkerLoader(Numbers(), batch_size=None, num_workers=2))
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     next(batches)
-    monkeypatch.setattr("torch.utils.data._utils.signal_handling._error_if_any_worker_fails", lambda: None)
-    worker = kill_worker()
-    with pytest.raises(WorkerError, match=rf"\(pid {worker}\) exited unexpectedly, {ADVICE}"):
+    await_death(worker := kill_worker())
+    with pytest.raises(WorkerError, match=rf"\(pid {worker}\) was killed \(Killed\), {ADVICE}"):
         list(batches)
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_death_while_a_batch_is_waited_for_is_told_at_once():
+    batches = iter(WorkerLoader(Numbers(wait=60), batch_size=None, num_workers=1))
+    threading.Timer(0.3, kill_worker).start()
+    began = time.monotonic()
+    with pytest.raises(WorkerError, match="was killed"):
+        next(batches)
+    assert time.monotonic() - began < 4  # torch's loader looks every 5 seconds
 
 
 def test_children_that_are_no_workers_may_end():
