@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from lightning_uda.data.workers import WorkerError, WorkerLoader
 from tests.fixtures.faults import await_death, kill_worker
@@ -18,16 +18,14 @@ ADVICE = (
 
 
 class Numbers(Dataset):
-    def __init__(self, error=None, wait=0):
-        self.error, self.wait = error, wait
+    def __init__(self, wait=0):
+        self.wait = wait
 
     def __len__(self):
         return 20
 
     def __getitem__(self, index):
         time.sleep(self.wait)
-        if index == 3 and self.error is not None:
-            raise self.error
         return index
 
 
@@ -68,12 +66,21 @@ def test_children_that_are_no_workers_may_end():
     assert list(batches) == list(range(20))
 
 
+class Failing(IterableDataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        raise self.error
+        yield
+
+
 def test_memory_that_a_worker_lacks_is_named_too():
     with pytest.raises(WorkerError, match=rf"^A process of the data loader found no memory for a batch, {ADVICE}"):
-        list(WorkerLoader(Numbers(MemoryError()), batch_size=None, num_workers=2))
+        list(WorkerLoader(Failing(MemoryError()), batch_size=None, num_workers=2))
 
 
 def test_other_errors_of_a_worker_stay_as_they_are():
     with pytest.raises(RuntimeError, match="of its own") as error:
-        list(WorkerLoader(Numbers(RuntimeError("of its own")), batch_size=None, num_workers=1))
+        list(WorkerLoader(Failing(RuntimeError("of its own")), batch_size=None, num_workers=1))
     assert not isinstance(error.value, WorkerError)
