@@ -123,7 +123,7 @@ class UDAModule(LightningModule):
             term: The term.
 
         Raises:
-            ValueError: If the name is taken.
+            ValueError: If the name is taken, or the term needs features that the network doesn't give.
         """
         if term is None:
             return
@@ -134,6 +134,8 @@ class UDAModule(LightningModule):
                 f"model.terms: found a second term {name!r}; {type(self).__name__} has one of that name already. Give "
                 "it another name."
             )
+        if term.needs_features:
+            self.student.require_features(f"model.terms.{name}: {type(term).__name__}")
         term = copy.deepcopy(term)
         term.name = name
         term.prepare(self.student)
