@@ -111,7 +111,8 @@ class WrappedNetwork(SegmentationNetwork):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups "backbone" and "classifier" (`classifier_lr_scale` times the base rate)."""
-        rest, classifiers = [], []
+        rest: list[nn.Parameter] = []
+        classifiers: list[nn.Parameter] = []
         for name, parameter in self.module.named_parameters():
             (classifiers if name.startswith(self._classifier_names) else rest).append(parameter)
         groups = [parameter_group("backbone", rest)]
