@@ -102,7 +102,7 @@ def export(
     if path is None:
         raise ValueError("--ckpt_path: found none, expected a checkpoint, from the `checkpoints` folder of a run.")
     step = load_weights(cli.model, path)
-    name, network = _network_of(cli.model, which)
+    name, network = network_of(cli.model, which)
     model = ImageToScores(network.requires_grad_(False), gives).eval()
     program = traced(model, size)
     checks: list[Checked] = []
@@ -195,7 +195,16 @@ def _checked(found: Tensor, expected: Tensor, gives: Gives) -> Checked:
     return Checked((shape[0], 3, *shape[2:]), float(difference), allowed)
 
 
-def _network_of(method: UDAModule, which: Literal["student", "teacher"] | None) -> tuple[str, SegmentationNetwork]:
+def network_of(method: UDAModule, which: Literal["student", "teacher"] | None) -> tuple[str, SegmentationNetwork]:
+    """What is exported of a method: "student" or "teacher", and the network.
+
+    Args:
+        method: The method.
+        which: Network to take; `None` takes the one that is evaluated.
+
+    Raises:
+        ValueError: If there is none.
+    """
     teacher = getattr(method, "teacher", None)
     if which == "teacher" and teacher is None:
         raise ValueError(
