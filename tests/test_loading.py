@@ -99,8 +99,8 @@ def test_the_python_of_the_page_trains_in_so_many_lines(tmp_path, monkeypatch):
     short = [
         ("400, (96, 192)", "4, (16, 32)"),
         ("resnet18", "test_resnet"),
-        ("max_steps=800", "max_steps=1"),
-        ("interval=400", "interval=1"),
+        ('max_steps": 800', 'max_steps": 1'),
+        ('interval": 400', 'interval": 1'),
     ]
     for long, shorter in short:
         assert long in blocks[0]
