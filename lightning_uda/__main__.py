@@ -60,6 +60,11 @@ COMMANDS = {
         "--config FILE --output DIR",
         "Measure how classes of source and target lie in feature space: distances, similarity, t-SNE.",
     ),
+    "export": Command(
+        "export:export_network",
+        "--config FILE --output FILE --format FORMAT",
+        "Write a trained network as one file, ONNX or a program of torch.export, and check it.",
+    ),
     "sweep": Command("sweep:sweep_runs", "FILE", "Train the runs of a W&B sweep file one after another, without W&B."),
     "grid": Command("grid:run_grid", "FILE", "Train the runs of a table, rows x seeds, and tabulate them."),
 }

@@ -153,13 +153,14 @@ def _sha256(file: BinaryIO, length: int) -> bytes:
     return checksum.digest()
 
 
-def newest_checkpoint(folder: Path) -> Found | None:
-    """The whole checkpoint of the highest step in a folder, of those that a run can go on from.
+def newest_checkpoint(folder: Path, to_resume: bool = True) -> Found | None:
+    """The whole checkpoint of the highest step in a folder.
 
     Damaged ones are named in a warning, and passed over.
 
     Args:
         folder: Folder of checkpoints; need not exist.
+        to_resume: Whether only those count that a run can go on from, not those of weights alone.
     """
     found: list[tuple[int, float, Path]] = []
     for path in folder.glob(f"*{SUFFIX}"):
@@ -168,7 +169,7 @@ def newest_checkpoint(folder: Path) -> Found | None:
         except CheckpointError:
             _warn_of(path, damage_of(path))
         else:
-            if content.keys() >= _TO_RESUME:
+            if not to_resume or content.keys() >= _TO_RESUME:
                 found.append((int(content["global_step"]), path.stat().st_mtime, path))
     for step, _, path in sorted(found, reverse=True):
         if damage := damage_of(path):

@@ -35,9 +35,21 @@ def upsample(logits: Tensor, size: Size, align_corners: bool = True) -> Tensor:
     Returns:
         float32 (N, C, *size); logits of that size and type are given back as they are.
     """
-    if size_of(logits) == tuple(size):
+    if not torch.compiler.is_compiling() and size_of(logits) == tuple(size):  # compiled graphs hold for all sizes
         return logits.float()
     return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def top_left(features: Tensor, size: Size) -> Tensor:
+    """The first rows and columns of features (N, C, h, w): (N, C, *size).
+
+    Exported and compiled graphs pick them by number, as a slice would hold only for sizes where something is cut off.
+    """
+    height, width = size
+    if not torch.compiler.is_compiling():
+        return features[..., :height, :width]
+    rows, columns = (torch.arange(side, device=features.device) for side in size)
+    return features.index_select(-2, rows).index_select(-1, columns)
 
 
 def resize_images(image: Tensor, size: Size) -> Tensor:

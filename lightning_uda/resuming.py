@@ -132,7 +132,7 @@ def newest_of_run(folder: Path) -> Found:
     Raises:
         CheckpointError: If there is none.
     """
-    trained = [path for path in versions(folder) if (path / CHECKPOINTS).is_dir() or (path / NOTES_FILE).is_file()]
+    trained = trained_versions(folder)
     if not trained:
         raise CheckpointError(
             f"{folder}: found no run to go on from. Leave out --resume and --ckpt_path to start it, or give --name and "
@@ -145,6 +145,11 @@ def newest_of_run(folder: Path) -> Found:
             "out --resume and --ckpt_path to start anew, or give a file as --ckpt_path."
         )
     return found
+
+
+def trained_versions(folder: Path) -> list[Path]:
+    """Versions of a run, in the order of their numbers, without those that only evaluated."""
+    return [path for path in versions(folder) if (path / CHECKPOINTS).is_dir() or (path / NOTES_FILE).is_file()]
 
 
 def forget_later_evaluations(run: Path, step: int) -> None:

@@ -385,12 +385,14 @@ class Term(nn.Module):
     Attributes:
         min_batch_size: Least number of images of each stream in a batch that the term makes sense for.
         needs_teacher: Whether the term makes sense for methods with a teacher only.
+        needs_features: Whether the term reads feature levels, which not every network gives.
         name: What the method calls the term; that of the view too, if the term shows the student one.
         differentiates: Names of the views that the term sends a gradient into.
     """
 
     min_batch_size: int = 1
     needs_teacher: bool = False
+    needs_features: bool = False
     differentiates: Sequence[str] = ()
     name: str = "term"
 

@@ -20,6 +20,7 @@ from lightning_uda.data.check import require_usable
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.files import shown
 from lightning_uda.label_spaces import LabelSpace
+from lightning_uda.loading import PartsCLI, load_weights
 from lightning_uda.methods import UDAModule
 from lightning_uda.metrics.feature_space import ClassCenters, ClassDistances, PixelSample, center_similarity
 from lightning_uda.networks import SegmentationNetwork
@@ -31,7 +32,6 @@ from lightning_uda.report.feature_figures import (
     tsne_figure,
 )
 from lightning_uda.resize import size_of, subsample
-from lightning_uda.resuming import CheckpointFiles, is_address
 from lightning_uda.step import to_float
 from lightning_uda.tables import Row, console_table, write_table
 from lightning_uda.terms.pull_loss import pixel_rows
@@ -42,13 +42,6 @@ _SETS = {"source": "source", "target": "val"}
 """The set of the data module that stands for each domain."""
 
 _log = logging.getLogger(__name__)
-
-
-class AnalyzeCLI(UDACLI):
-    """Takes the options of `validate` and makes model, data and trainer, but runs nothing."""
-
-    def validate(self, **kwargs: Any) -> None:
-        """Nothing: the trainer would make a run folder."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +84,11 @@ def analyze(options: list[str], output: Path, num_images: int | None, with_tsne:
     _require_free(output, names)
     if with_tsne:
         require_scikit_learn()
-    cli = run_trainer(["validate", *options], kind=AnalyzeCLI)
+    cli = run_trainer(["validate", *options], kind=PartsCLI)
     module, data = cli.model, cli.datamodule
     loaders = _loaders(data, num_images)
-    step = _load(module, cli.config["validate"]["ckpt_path"])
+    path = cli.config["validate"]["ckpt_path"]
+    step = None if path is None else load_weights(module, path)
     network = _ready(cli)
     output.mkdir(parents=True, exist_ok=True)
 
@@ -165,20 +159,6 @@ def _require_free(folder: Path, names: list[str]) -> None:
         )
 
 
-def _load(module: UDAModule, path: str | None) -> int | None:
-    """Takes over a checkpoint, and gives its step."""
-    if path is None:
-        return None
-    if not is_address(path) and not Path(path).is_file():
-        raise FileNotFoundError(
-            f"--ckpt_path: found no file {path}; expected a checkpoint, from the `checkpoints` folder of a run."
-        )
-    content = CheckpointFiles().load_checkpoint(path)
-    module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"])
-    return int(content["global_step"])
-
-
 def _loaders(data: UDADataModule, num_images: int | None) -> dict[str, DataLoader[Any]]:
     data.setup("validate")
     loaders = {domain: data.labelled_dataloader(name, num_images) for domain, name in _SETS.items()}
@@ -196,6 +176,7 @@ def _ready(cli: UDACLI) -> SegmentationNetwork:
         if isinstance(callback, AdaptBatchNorm):
             callback.adapt(module, cli.datamodule)
     network: SegmentationNetwork = module.evaluated_network()
+    network.require_features("analyze")
     return network
 
 

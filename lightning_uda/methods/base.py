@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import rich
@@ -115,6 +115,29 @@ class UDAModule(LightningModule):
         for name, term in terms.items():
             self.add_term(name, term)
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Makes the method of arguments that are given, and takes over the weights of a checkpoint.
+
+        Checkpoints hold tensors, not the parts of a method, so these have to be given; `lightning_uda.load` takes them
+        from the config of the run.
+
+        Args:
+            checkpoint_path: The file.
+            *args: As in `LightningModule.load_from_checkpoint`.
+            **kwargs: As there; arguments of the method, `network` and `label_space` among them.
+
+        Raises:
+            ValueError: If these two aren't given, or the checkpoint doesn't fit.
+        """
+        if lacking := [name for name in ("network", "label_space") if name not in kwargs]:
+            raise ValueError(
+                f"{cls.__name__}.load_from_checkpoint: found no {' and no '.join(lacking)}, which checkpoints don't "
+                'hold. Call lightning_uda.load("runs/NAME"), which makes the method by the config of its run, or give '
+                "its arguments here too."
+            )
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
     def add_term(self, name: str, term: Term | None) -> None:
         """Adds a copy of a term to the loss; `None` adds nothing.
 
@@ -123,7 +146,7 @@ class UDAModule(LightningModule):
             term: The term.
 
         Raises:
-            ValueError: If the name is taken.
+            ValueError: If the name is taken, or the term needs features that the network doesn't give.
         """
         if term is None:
             return
@@ -134,6 +157,8 @@ class UDAModule(LightningModule):
                 f"model.terms: found a second term {name!r}; {type(self).__name__} has one of that name already. Give "
                 "it another name."
             )
+        if term.needs_features:
+            self.student.require_features(f"model.terms.{name}: {type(term).__name__}")
         term = copy.deepcopy(term)
         term.name = name
         term.prepare(self.student)

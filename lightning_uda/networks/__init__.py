@@ -35,6 +35,7 @@ from lightning_uda.networks.weights import (
     read_weights,
 )
 from lightning_uda.networks.wide_resnet38 import WideResNet38
+from lightning_uda.networks.wrapped import WrappedNetwork, from_transformers
 
 __all__ = [
     "ASPP",
@@ -70,8 +71,10 @@ __all__ = [
     "TimmViT",
     "WeightsError",
     "WideResNet38",
+    "WrappedNetwork",
     "copy_weights",
     "find_checkpoint",
+    "from_transformers",
     "load_weights",
     "parameter_group",
     "read_published",

@@ -92,7 +92,7 @@ class SegmentationNetwork(nn.Module, ABC):
         num_classes: Number of output channels.
         normalization: The input normalisation that the weights were trained with.
         strides: Ratio of image to feature size of each feature level, fine to coarse.
-        channels: Channels of each feature level.
+        channels: Channels of each feature level; none where the network gives no features.
         batch_norm: "train" (batch statistics, trained scale and shift), "frozen_affine" (batch statistics, scale and
             shift fixed at their loaded values: DACS and its family), "frozen_statistics" (running statistics as loaded,
             trained scale and shift: CBST's ResNet-38) or "eval" (running statistics, all fixed).
@@ -168,6 +168,21 @@ class SegmentationNetwork(nn.Module, ABC):
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, num_classes, h, w) of RGB images (N, 3, H, W) in [0, 1]."""
         return self.logits_and_levels(image)[0]
+
+    def require_features(self, what: str) -> None:
+        """Checks that the network has feature levels.
+
+        Args:
+            what: What needs them, for the message.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if not self.channels:
+            raise ValueError(
+                f"{what} needs features of the network, but {type(self).__name__} gives none. Name the submodule whose "
+                "output they are (--model.network.features NAME), or leave that part out."
+            )
 
     def notes(self) -> list[str]:
         """What a reader of a run's report should know of the network, a sentence each."""

@@ -38,6 +38,8 @@ class FeatureDistance(Term):
         ValueError: If the share isn't in [0, 1], or classes are no train ids.
     """
 
+    needs_features = True
+
     def __init__(
         self,
         of: str = "source",

@@ -100,6 +100,7 @@ class FeatureMMD(Term):
     """
 
     min_batch_size = 2  # the MMD of one vector and another is a constant, whose gradient grows without bound
+    needs_features = True
 
     projection: Tensor | None
 

@@ -117,6 +117,7 @@ class Pull(Term):
     """
 
     needs_teacher = True
+    needs_features = True
 
     def __init__(
         self,

@@ -13,8 +13,8 @@ from PIL import Image
 
 from lightning_uda.__main__ import main
 from lightning_uda.cli import run_trainer
-from lightning_uda.commands.feature_analysis import AnalyzeCLI
 from lightning_uda.label_spaces import get_label_space
+from lightning_uda.loading import PartsCLI
 from lightning_uda.report import feature_figures
 from lightning_uda.report.feature_figures import embed, similarity_figure, tsne_figure
 from tests.fixtures.stages import METHODS, run_stages, write_config
@@ -222,7 +222,7 @@ def test_the_tsne_figure_has_the_domains_as_markers_and_the_classes_as_colours()
 
 
 def test_the_command_line_takes_what_validate_takes(config, tmp_path):
-    cli = run_trainer(["validate", "--config", config, "--trainer.accelerator", "cpu"], kind=AnalyzeCLI)
+    cli = run_trainer(["validate", "--config", config, "--trainer.accelerator", "cpu"], kind=PartsCLI)
     assert cli.trainer.strategy.root_device == torch.device("cpu")
     assert not (tmp_path / "SourceOnly").exists()
 

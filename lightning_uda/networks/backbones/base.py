@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lightning_uda.networks.base import InputNormalization, parameter_group
 from lightning_uda.networks.published import Published, read_published
 from lightning_uda.networks.weights import LoadReport, copy_weights, licence_of
+from lightning_uda.resize import top_left
 
 
 class Backbone(nn.Module, ABC):
@@ -150,12 +152,16 @@ def backbone_groups(
 
 
 def padded(inputs: Tensor, multiple: int) -> Tensor:
-    """Images (N, 3, H, W) with zeros on the right and below, so that both sides are multiples of a number."""
+    """Images (N, 3, H, W) with zeros on the right and below, so that both sides are multiples of a number.
+
+    Exported and compiled graphs pad by nothing where nothing is lacking, so that they hold for all sizes.
+    """
     right, below = (-side % multiple for side in (inputs.shape[-1], inputs.shape[-2]))
-    return nn.functional.pad(inputs, (0, right, 0, below)) if right or below else inputs
+    pads = torch.compiler.is_compiling() or right or below
+    return nn.functional.pad(inputs, (0, right, 0, below)) if pads else inputs
 
 
 def cropped(level: Tensor, inputs: Tensor, stride: int) -> Tensor:
     """The part of a feature level (N, channels, h, w) that covers images (N, 3, H, W), without their padding."""
     height, width = (-(-side // stride) for side in inputs.shape[-2:])
-    return level[..., :height, :width]
+    return top_left(level, (height, width))

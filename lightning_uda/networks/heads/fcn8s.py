@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uda.networks.heads.base import Head
+from lightning_uda.resize import size_of, top_left
 
 
 class LevelScores(Head):
@@ -52,4 +53,4 @@ class _StackedScores(nn.Conv2d):
 def _doubled(features: Tensor, like: Tensor) -> Tensor:
     """Twice the size, bilinear, without the last row or column where `like` (N, ..., h, w) has an odd side."""
     doubled = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-    return doubled[..., : like.shape[-2], : like.shape[-1]]
+    return top_left(doubled, size_of(like))

@@ -31,11 +31,16 @@ def stacked(levels: Sequence[Tensor]) -> Tensor:
     size = levels[0].shape[-2:]
     return torch.cat(
         [
-            level if level.shape[-2:] == size else F.interpolate(level, size, mode="bilinear", align_corners=False)
+            level if _has(level, size) else F.interpolate(level, size, mode="bilinear", align_corners=False)
             for level in levels
         ],
         dim=1,
     )
+
+
+def _has(level: Tensor, size: Sequence[int]) -> bool:
+    """Whether a level has a size already; never in exported and compiled graphs, which hold for all sizes."""
+    return not torch.compiler.is_compiling() and level.shape[-2:] == size
 
 
 def conv_bn_relu(

@@ -1,0 +1,167 @@
+"""The parts of a run, made by its config without running them, with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_uda.checkpoints import CHECKPOINTS, SUFFIX, CheckpointError, newest_checkpoint
+from lightning_uda.cli import UDACLI, run_trainer
+from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.methods import UDAModule
+from lightning_uda.resuming import CheckpointFiles, is_address, trained_versions
+
+_CONFIG = "config.yaml"
+_DATASETS = ("source", "target", "val", "test", "predict")
+
+
+class PartsCLI(UDACLI):
+    """Takes the options of `validate` and makes model, data and trainer, but runs nothing."""
+
+    def validate(self, **kwargs: Any) -> None:
+        """Nothing: the trainer would make a run folder."""
+
+
+class LoadCLI(PartsCLI):
+    """Makes model and data on any machine: the trainer, of which nothing is used, is a bare one."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leaves out what belongs to the trainer, such as its loggers."""
+        trainer = self.config["validate"]["trainer"]
+        for name in list(vars(trainer)):
+            trainer[name] = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that nothing is done with."""
+        return Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+class MethodCLI(LoadCLI):
+    """As `LoadCLI`, but no dataset is opened."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leaves out the datasets too."""
+        super().before_instantiate_classes()
+        data = self.config["validate"]["data"]["init_args"]
+        for name in _DATASETS:
+            data[name] = None
+
+
+class Run(NamedTuple):
+    """A run that was loaded.
+
+    Attributes:
+        method: In eval mode, on the CPU.
+        data: Its data module, without datasets if these were left out.
+        config: Content of the run's `config.yaml`.
+    """
+
+    method: UDAModule
+    data: UDADataModule
+    config: dict[str, Any]
+
+
+def load_run(folder: str | Path, checkpoint: str | Path | None, *, weights: bool, data: bool) -> Run:
+    """Makes the parts of a run again; see `lightning_uda.load`."""
+    version = _version(Path(folder))
+    file = None
+    if weights:
+        file = _newest(version) if checkpoint is None else _named(version, Path(checkpoint))
+    elif checkpoint is not None:
+        raise ValueError(f"load: found checkpoint={str(checkpoint)!r} beside weights=False. Leave one of them out.")
+    cli = _made(version / _CONFIG, LoadCLI if data else MethodCLI)
+    method: UDAModule = cli.model
+    if file is not None:
+        load_weights(method, str(file))
+    content = yaml.safe_load((version / _CONFIG).read_text(encoding="utf-8"))
+    return Run(method.eval(), cli.datamodule, content)
+
+
+def load_weights(method: UDAModule, path: str) -> int:
+    """Takes over a checkpoint, and gives its step.
+
+    Raises:
+        CheckpointError: If it is damaged, or no checkpoint of a run.
+        FileNotFoundError: If it isn't there.
+        ValueError: If it isn't one of this method, network and label space.
+        WeightsError: If weights are NaN or infinite.
+    """
+    if not is_address(path) and not Path(path).is_file():
+        raise FileNotFoundError(
+            f"--ckpt_path: found no file {path}; expected a checkpoint, from the `{CHECKPOINTS}` folder of a run."
+        )
+    content = CheckpointFiles().load_checkpoint(path)
+    method.on_load_checkpoint(content)
+    method.load_state_dict(content["state_dict"])
+    return int(content["global_step"])
+
+
+def _made(config: Path, kind: type[UDACLI]) -> UDACLI:
+    try:
+        with _quiet(), isolate_rng():  # the caller's random numbers aren't seeded anew
+            return run_trainer(["validate", "--config", str(config)], kind)
+    except SystemExit as error:
+        raise ValueError(
+            f"{config}: can't be read by this version of lightning-uda, as printed above. Correct a copy of it, and "
+            "put it into the run folder."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No messages but warnings: what Lightning says of seed and devices isn't so."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _version(folder: Path) -> Path:
+    """The folder itself if it is that of a version, else its latest version that trained."""
+    candidates = [folder, *reversed(trained_versions(folder))]
+    found = next((path for path in candidates if (path / _CONFIG).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{folder}: found no run, with a {_CONFIG} in it or its versions; expected the folder of a run that "
+            "trained, such as runs/NAME or runs/NAME/version_0."
+        )
+    return found
+
+
+def _newest(version: Path) -> Path:
+    found = newest_checkpoint(version / CHECKPOINTS, to_resume=False)
+    if found is None:
+        raise CheckpointError(
+            f"{version}: found no whole checkpoint in its `{CHECKPOINTS}` folder. Give one as `checkpoint`, or say "
+            "weights=False for the network as it began."
+        )
+    return found.path
+
+
+def _named(version: Path, checkpoint: Path) -> Path:
+    """A checkpoint by its path, or by its name in the run's folder of checkpoints."""
+    folder = version / CHECKPOINTS
+    candidates = (checkpoint, folder / checkpoint, folder / f"{checkpoint}{SUFFIX}")
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        there = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+        raise FileNotFoundError(
+            f"checkpoint: found no file {checkpoint}; expected a path, or one of {there} in {folder}."
+        )
+    return found
