@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_uda.callbacks.finite_check import not_finite
 from lightning_uda.callbacks.iou_table import IOU_FILE
@@ -89,6 +92,17 @@ class RunLogger(CSVLogger):
         super().__init__(output, name, version, flush_logs_every_n_steps=10)
         self.resumed = resumed
         self._before: set[tuple[int, str]] = set()  # step and name of what the run had logged
+
+    @property
+    def version(self) -> int | str:
+        """Number of the version, or name of its folder; the folder is made, as another run may start at this moment."""
+        if self._version is None:
+            first = int(super().version)
+            for self._version in itertools.count(first) if rank_zero_only.rank == 0 else ():
+                with suppress(FileExistsError):
+                    Path(self.log_dir).mkdir(parents=True)
+                    break
+        return super().version
 
     @property
     @rank_zero_experiment

@@ -12,6 +12,7 @@ from lightning_uda.__main__ import main
 from lightning_uda.checkpoints import read_checkpoint, write_checkpoint
 from lightning_uda.data.streams import Stream
 from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.resuming import RunLogger
 from lightning_uda.tables import read_rows
 from tests.fixtures.checkpoints import content
 from tests.fixtures.processes import run, run_ranks
@@ -304,3 +305,11 @@ def test_images_that_are_gone_are_left_out_by_choice_counted_and_reported(tmp_pa
     note = f"left out of training: 2 samples, as 1 file couldn't be read: {gone} (2 times)"
     assert [line for line in caplog.messages if "left out" in line] == [f"left out of training: {gone}", note]
     assert note in (tmp_path / "SourceOnly/version_0/notes.txt").read_text().splitlines()
+
+
+def test_two_starts_of_one_name_at_the_same_moment_get_a_folder_each(tmp_path):
+    loggers = [RunLogger(str(tmp_path), "dacs") for _ in range(2)]
+    (tmp_path / "dacs").mkdir()
+    (tmp_path / "dacs/version_1").touch()
+    assert [logger.version for logger in loggers] == [0, 2]
+    assert [logger.version for logger in loggers] == [0, 2]
