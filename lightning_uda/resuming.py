@@ -98,7 +98,7 @@ class RunLogger(CSVLogger):
         """Number of the version, or name of its folder; the folder is made, as another run may start at this moment."""
         if self._version is None:
             first = int(super().version)
-            for self._version in itertools.count(first) if rank_zero_only.rank == 0 else ():
+            for self._version in itertools.count(first) if not getattr(rank_zero_only, "rank", None) else ():
                 with suppress(FileExistsError):
                     Path(self.log_dir).mkdir(parents=True)
                     break
