@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.networks.base import Classifier, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import pseudo_label
+from lightning_uda.ranks import divisor
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.translation import Translation
 from lightning_uda.windows import Window, cut
@@ -57,7 +58,7 @@ class Labels:
         return mean if self.weights == 1 else self.weights * mean
 
     def _valid_pixels(self) -> Tensor:
-        return (self.mask != IGNORE_INDEX).sum().clamp(min=1)
+        return divisor((self.mask != IGNORE_INDEX).sum())
 
     def crop(self, window: Window) -> Labels:
         """The labels of a part of the image."""
@@ -83,7 +84,7 @@ class SoftLabels:
         """Mean cross-entropy with the distributions; 0 where no pixel has one."""
         valid = self.probs.any(dim=1) if self.valid is None else self.valid
         per_pixel = -(self.probs * log_probs).sum(dim=1)
-        return self.weight * torch.where(valid, per_pixel, 0).sum() / valid.sum().clamp(min=1)
+        return self.weight * torch.where(valid, per_pixel, 0).sum() / divisor(valid.sum())
 
     def crop(self, window: Window) -> SoftLabels:
         """The labels of a part of the image."""

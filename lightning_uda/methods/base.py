@@ -27,6 +27,7 @@ from lightning_uda.networks.base import SegmentationNetwork, parameter_group
 from lightning_uda.networks.checkpoints import start_from
 from lightning_uda.networks.weights import require_finite
 from lightning_uda.optim import Poly, Schedule, describe_updates
+from lightning_uda.ranks import global_means
 from lightning_uda.resize import Size, size_of
 from lightning_uda.step import Step, Term, View, to_float
 
@@ -54,6 +55,9 @@ class UDAModule(LightningModule):
             `checkpoints/last.ckpt` of the latest version. Where that run had further classes, the rows of this run's
             are picked by name. `null` starts from the network as it was made. It is opened at the start of training
             only, not when a run resumes.
+        global_means: Whether the means over labelled pixels, and DACS's lambda, are those of all processes' images, as
+            of one process with all of them, rather than each process's own (DDP's, and that of the published programs).
+            Terms that compare features (MMD, contrast, pull) see the images of their process either way.
 
     Raises:
         ValueError: If the network's classes aren't those of the label space, or two terms have one name.
@@ -92,6 +96,7 @@ class UDAModule(LightningModule):
         scoring: Scoring = Scoring(),
         terms: dict[str, Term | None] = {},  # noqa: B006  never changed
         init_from: str | None = None,
+        global_means: bool = False,
     ) -> None:
         super().__init__()
         self.student = network
@@ -108,6 +113,7 @@ class UDAModule(LightningModule):
         self.seed = seed
         self.scoring = scoring
         self.init_from = init_from
+        self.global_means = global_means
         self.confusion = scoring.new_confusion(self.label_space)
         self.further_confusions = nn.ModuleDict(
             {scope: scoring.new_confusion(self.label_space) for scope in scoring.scopes}
@@ -175,10 +181,11 @@ class UDAModule(LightningModule):
         generator = self.step_generator(self._batch_number(batch_idx))
         teacher = getattr(self, "teacher", None)
         step = Step(batch, generator, self.student, differentiated=differentiated, teacher=teacher)
-        self.algorithm(step)
-        for name, term in terms.items():
-            step.add_loss(name, term.weight * term(step))
-        loss = step.loss
+        with global_means(self.global_means):
+            self.algorithm(step)
+            for name, term in terms.items():
+                step.add_loss(name, term.weight * term(step))
+            loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
         self.last_views = step.seen_views()
         self.last_losses = step.losses

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_uda.ranks import mean_over_ranks
 from lightning_uda.resize import upsample
 
 WeightScope = Literal["target_pixels", "whole_image"]
@@ -93,11 +94,14 @@ class ConfidenceWeighting(PixelWeighting):
 
 
 class BatchConfidence(ConfidenceWeighting):
-    """lambda = share of confident pixels in the whole batch (the published program, "threshold_uniform")."""
+    """lambda = share of confident pixels in the whole batch (the published program, "threshold_uniform").
+
+    Of several processes each has the lambda of its own batch, unless the method has `global_means`.
+    """
 
     def share(self, confident: Tensor) -> Tensor:
         """One weight for the batch, shape (1, 1, 1)."""
-        return (confident.sum(dtype=torch.float32) / confident.numel()).view(1, 1, 1)
+        return mean_over_ranks(confident.sum(dtype=torch.float32) / confident.numel()).view(1, 1, 1)
 
 
 class ImageConfidence(ConfidenceWeighting):

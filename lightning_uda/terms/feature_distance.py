@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.precision import full_precision
+from lightning_uda.ranks import divisor
 from lightning_uda.resize import Size, size_of, subsample
 from lightning_uda.step import Labels, Step, Term, to_float
 
@@ -152,4 +153,4 @@ def feature_distance(
         else:
             per_cell = 1 - F.cosine_similarity(features, expected, dim=1)
         counted = torch.ones_like(per_cell) if cells is None else cells
-        return (per_cell * counted).sum() / counted.sum().clamp(min=1)
+        return (per_cell * counted).sum() / divisor(counted.sum())
