@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from lightning_uda import __version__
-from lightning_uda.errors import READABLE, readable
+from lightning_uda.errors import LOST_PROCESS, READABLE, is_of_lost_process, readable
 from lightning_uda.signals import exit_on_signals
 
 TRAINER = {
@@ -120,6 +120,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
             raise
         sys.exit(readable(error))
+    except RuntimeError as error:
+        if os.environ.get("LIGHTNING_UDA_TRACEBACK") or not is_of_lost_process(error):
+            raise
+        sys.exit(LOST_PROCESS)
 
 
 def _run(arguments: list[str]) -> None:

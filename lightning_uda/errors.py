@@ -22,6 +22,18 @@ def readable(error: BaseException) -> str:
     return f"error: {text.strip()}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
 
 
+def is_of_lost_process(error: BaseException) -> bool:
+    """Whether an error is that of a process that waits for another one of its run, which is gone."""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in str(error)
+
+
+LOST_PROCESS = (
+    "error: Another process of this run has ended, or can't be reached, so that this one ends too. What it said tells "
+    "why; if it said nothing, it was killed, as a rule because memory ran out.\n"
+    "(LIGHTNING_UDA_TRACEBACK=1 shows what this one waited for.)"
+)
+
+
 def cause(error: BaseException) -> BaseException:
     """Of the parser's account of a constructor's error that error, which itself says what is wrong."""
     while str(error).startswith("Does not validate against any") and error.__cause__ is not None:

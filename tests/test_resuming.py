@@ -313,3 +313,29 @@ def test_two_starts_of_one_name_at_the_same_moment_get_a_folder_each(tmp_path):
     (tmp_path / "dacs/version_1").touch()
     assert [logger.version for logger in loggers] == [0, 2]
     assert [logger.version for logger in loggers] == [0, 2]
+
+
+def test_a_checkpoint_of_two_processes_resumes_on_one_and_back(tmp_path):
+    command = ["fit", "--config", config_of(tmp_path, "DACS"), "--resume", "--trainer.max_steps"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    run_ranks(2, main, [*command[:3], *two, "--trainer.max_steps", "2"])
+    main([*command, "4"])
+    ended = run_ranks(2, main, [*command, "6", *two])
+    assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr
+    run = tmp_path / "DACS/version_0"
+    assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "4", "6"]
+    assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 6
+    assert len(list(run.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_where_a_process_dies_the_others_end_with_a_message(dead, tmp_path):
+    command = ["fit", "--config", config_of(tmp_path, "DACS"), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    ended = run_ranks(2, main, [*command, *signal_at("on_train_batch_start", 2, signal.SIGKILL, rank=dead)], timeout=60)
+    other = ended[1 - dead]
+    assert [ended[dead].returncode, other.returncode] == [-signal.SIGKILL, 1]
+    assert "error: Another process of this run has ended, or can't be reached, " in other.stderr
+    assert "Traceback" not in other.stderr
+    last = f"{tmp_path}/DACS/version_0/checkpoints/last.ckpt"
+    said = f"Stopped in the step after step 2 of 4.\nIts last checkpoint is {last}. It goes on by\n"
+    assert (said in other.stdout) == (dead == 1)

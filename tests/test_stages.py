@@ -12,7 +12,7 @@ import torch
 from lightning_uda.__main__ import main
 from lightning_uda.metrics import iou_per_class, mean_iou, read_confusion
 from tests.fixtures.processes import run_ranks
-from tests.fixtures.stages import METHODS, run_all, run_stages, steps_of
+from tests.fixtures.stages import METHODS, run_all, run_stages, steps_of, write_config
 
 
 def values(run, name):
@@ -97,3 +97,28 @@ def test_on_two_ranks_too(tmp_path):
     assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr[-5000:]
     for method, runs in json.loads((tmp_path / "runs.json").read_text()).items():
         check({stage: Path(run) for stage, run in runs.items()}, method, ranks=2)
+        for stage in ("fit", "resume"):
+            digests = [(Path(runs[stage]) / f"{rank}.sha256").read_text() for rank in range(2)]
+            assert digests[0] == digests[1], f"{method}: the weights of both processes differ"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_steps_leave_two_processes_alike(method, tmp_path):
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    options += [
+        "--model.network.batch_norm",
+        "frozen_statistics",
+        "--trainer.callbacks",
+        "tests.fixtures.stages.Digest",
+    ]
+    if method == "SelfTraining":
+        options += ["--model.rounds.epochs_per_round", "5"]  # of two steps
+    else:
+        options += ["--trainer.max_steps", "20", "--trainer.val_check_interval", "20"]
+    ended = run_ranks(2, main, ["fit", "--config", write_config(tmp_path, method), *options])
+    assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr[-5000:]
+    run = tmp_path / method / "version_0"
+    with (run / "metrics.csv").open() as file:
+        assert max(int(row["step"]) for row in csv.DictReader(file)) >= 19
+    assert len({(run / f"{rank}.sha256").read_text() for rank in range(2)}) == 1

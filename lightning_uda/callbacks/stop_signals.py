@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning_uda.checkpoints import CHECKPOINTS, SUFFIX
 from lightning_uda.data.dataset import DatasetError
 from lightning_uda.data.workers import WorkerError
+from lightning_uda.errors import is_of_lost_process
 from lightning_uda.signals import may_listen
 
 STOPPED = f"stopped{SUFFIX}"
@@ -41,7 +42,8 @@ class StopSignals(Callback):
 
     A run that ends because a loader's process died, or a file can't be read, says the same, after a checkpoint too;
     but not where gradients of several batches are half accumulated, or in a distributed run, as the others are in a
-    step. A validation in which that happened is made again when the run goes on.
+    step. A validation in which that happened is made again when the run goes on. Where another process of the run is
+    gone, the last checkpoint there is stays the last.
 
     This class saves nothing, for runs without checkpoints; `StopWithCheckpoint` does.
 
@@ -122,6 +124,9 @@ class StopSignals(Callback):
             if self._is_whole and trainer.world_size == 1:
                 self._save_between_steps(trainer)
             self._say(f"Stopped by its data, after step {trainer.global_step} of {trainer.max_steps}.")
+            self._say_how_it_goes_on()
+        elif trainer.state.fn == "fit" and is_of_lost_process(exception):
+            self._say(f"Stopped in the step after step {trainer.global_step} of {trainer.max_steps}.")
             self._say_how_it_goes_on()
 
     def save(self, trainer: pl.Trainer, path: Path) -> None:

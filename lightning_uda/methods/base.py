@@ -34,6 +34,9 @@ from lightning_uda.step import Step, Term, View, to_float
 _log = logging.getLogger(__name__)
 
 
+_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
 class UDAModule(LightningModule):
     """Base of all methods: a method says its streams and its `algorithm`.
 
@@ -211,11 +214,17 @@ class UDAModule(LightningModule):
                 file.write(f"{note}\n")
 
     def setup(self, stage: str) -> None:
-        """Checks that batches are large enough for the method and its terms, and that terms find what they need.
+        """Checks that the strategy leaves networks whole, batches are large enough, and terms find what they need.
 
         Raises:
             ValueError: If they aren't.
         """
+        strategy = type(self.trainer.strategy)
+        if strategy.__name__ in _SHARDING:
+            raise ValueError(
+                f"trainer.strategy: found {strategy.__name__}, which spreads a network's weights over processes; "
+                "teachers and checkpoints need them whole. Take `ddp` (docs/parallel.md says how large networks fit)."
+            )
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or not isinstance(data, UDADataModule):
             return
@@ -426,7 +435,7 @@ class UDAModule(LightningModule):
     def _log_miou(self, stage: str) -> None:
         for scope, confusion in self.confusions().items():
             miou = mean_iou(iou_per_class(confusion.compute()))
-            self.log(f"{stage}/{in_scope(mean_column(), scope)}", 100 * miou.float(), prog_bar=True)
+            self.log(f"{stage}/{in_scope(mean_column(), scope)}", 100 * miou.float(), prog_bar=True, sync_dist=True)
 
     def confusions(self) -> dict[str | None, Confusion]:
         """All matrices: of all pixels at the size of the labels (`None`), and of the further scopes of `scoring`."""

@@ -1,4 +1,5 @@
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from PIL import Image
 from scipy.ndimage import binary_dilation
 from torch.utils.data import DataLoader
@@ -369,3 +371,10 @@ def test_a_resumed_run_still_says_that_it_began_with_random_weights(tmp_path):
 
     assert "warning: The network starts from random" in fit(1, "first")
     assert "warning: The network starts from random" in fit(2, "second", tmp_path / "first.ckpt")
+
+
+def test_strategies_that_split_networks_are_refused():
+    method = SourceOnly(network=tiny_network(), label_space="camvid")
+    method._trainer = SimpleNamespace(strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match=r"trainer.strategy: found FSDPStrategy, which spreads .* Take `ddp`"):
+        method.setup("fit")
