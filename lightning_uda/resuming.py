@@ -111,6 +111,7 @@ class RunLogger(CSVLogger):
         if self._experiment is not None or self.resumed is None:
             return super().experiment
         run, step = Path(self.log_dir), self.resumed.step
+        remove_unfinished(run)
         forget_later_evaluations(run, step)
         table = run / ExperimentWriter.NAME_METRICS_FILE
         kept = table.with_name(table.name + PARTIAL)  # Lightning's writer removes the table
@@ -164,6 +165,13 @@ def newest_of_run(folder: Path) -> Found:
 def trained_versions(folder: Path) -> list[Path]:
     """Versions of a run, in the order of their numbers, without those that only evaluated."""
     return [path for path in versions(folder) if (path / CHECKPOINTS).is_dir() or (path / NOTES_FILE).is_file()]
+
+
+def remove_unfinished(run: Path) -> None:
+    """Removes files that were being written when a run was killed; of a table its last whole content is kept."""
+    for path in run.rglob(f"*{PARTIAL}"):
+        if path.name != ExperimentWriter.NAME_METRICS_FILE + PARTIAL:
+            path.unlink()
 
 
 def forget_later_evaluations(run: Path, step: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
@@ -158,8 +158,11 @@ class Step:
         views: What it saw so far, by name.
         losses: What that cost, scalars by name.
         log: Further figures by name, scalars or functions that give one; these are called at logging steps only.
-        differentiated: Offered views that a term sends a gradient into; others are shown without one.
+        differentiated: Views that a term to come sends a gradient into; other offered ones are shown without one.
         teacher: The network that labels, where the method has one.
+        backward: Takes a loss back to the weights' gradients. With it, the loss of a view is taken back before the
+            student sees the next one, so that one view's graph is kept at a time; views that a term sends a gradient
+            into keep theirs until it has. `None` leaves all losses to the end of the step.
     """
 
     batch: Mapping[str, Mapping[str, Tensor]]
@@ -170,6 +173,8 @@ class Step:
     log: dict[str, Tensor | Callable[[], Tensor]] = field(default_factory=dict)
     differentiated: frozenset[str] = frozenset()
     teacher: SegmentationNetwork | None = None
+    backward: Callable[[Tensor], None] | None = None
+    _open: dict[str, frozenset[str]] = field(default_factory=dict)
     _levels: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     _taught: list[_OfTeacher] = field(default_factory=list)
     _predictions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -200,7 +205,7 @@ class Step:
         if not labels:
             raise ValueError(f"Step.learn: found no labels for {name!r}; show images without teaching by Step.look.")
         view = self.look(name, image, *labels, opacity=opacity)
-        self.add_loss(name, self.cost(view, auxiliary=auxiliary))
+        self.add_loss(name, self.cost(view, auxiliary=auxiliary), of=(name,))
         return view
 
     def cost(self, view: View, auxiliary: Taught | None = None) -> Tensor:
@@ -270,6 +275,7 @@ class Step:
             return self.views[name].features
         if name not in self._levels:
             with torch.set_grad_enabled(name in self.differentiated):
+                self._take_back()
                 self._levels[name] = self.student.encode(to_float(self.views[name].image))
         return self._levels[name]
 
@@ -327,17 +333,26 @@ class Step:
                 )
         return self._predictions[name]
 
-    def add_loss(self, name: str, loss: Tensor) -> None:
+    def add_loss(self, name: str, loss: Tensor, of: Collection[str] = ()) -> None:
         """Adds a loss, a scalar, as `loss_<name>`.
+
+        Args:
+            name: Its name.
+            loss: The loss.
+            of: Names of all views that it sends a gradient into, for `backward`; without any it waits for the end of
+                the step.
 
         Raises:
             ValueError: If the step has one of that name already.
         """
-        if f"loss_{name}" in self.losses:
+        key = f"loss_{name}"
+        if key in self.losses:
             raise ValueError(
                 f"Found a second loss {name!r} in a step that has {sorted(self.losses)}; rename one of them."
             )
-        self.losses[f"loss_{name}"] = loss
+        self.losses[key] = loss
+        if of:
+            self._open[key] = frozenset(of)
 
     def translate(self, translation: Translation | None, image: Tensor, other: Tensor | None = None) -> Tensor:
         """Images as a translation changes them, or as they are where there is none.
@@ -360,7 +375,28 @@ class Step:
             raise ValueError("The step taught nothing: expected at least one Step.learn or Step.add_loss.")
         return reduce(add, self.losses.values())
 
+    def _take_back(self) -> None:
+        """Takes losses of views that nothing to come depends on back to the weights, before another graph begins."""
+        if self.backward is None or not torch.is_grad_enabled():
+            return
+        kept, before = self.differentiated, frozenset[str]()
+        while kept != before:  # a loss that is kept keeps all its views
+            before, kept = kept, kept.union(*(views for views in self._open.values() if views & kept))
+        free = {key: views for key, views in self._open.items() if not views & kept}
+        if not free:
+            return
+        self.backward(reduce(add, [self.losses[key] for key in free]))
+        for key, views in free.items():
+            self.losses[key] = self.losses[key].detach()
+            del self._open[key]
+            for name in views:
+                if (outputs := self.views[name].outputs) is not None:
+                    self.views[name] = replace(self.views[name], outputs=outputs.detach())
+                if name in self._levels:
+                    self._levels[name] = tuple(level.detach() for level in self._levels[name])
+
     def _show(self, name: str) -> View:
+        self._take_back()
         view = self.views[name]
         outputs = self.student.outputs_for_training(to_float(view.image), self.generator)
         view = self.views[name] = replace(view, outputs=outputs)

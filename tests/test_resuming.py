@@ -210,6 +210,30 @@ def test_a_finished_run_says_so_and_may_be_prolonged(tmp_path, caplog):
     assert yaml.safe_load((run / "config.1.yaml").read_text())["trainer"]["max_steps"] == 4
 
 
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    config = config_of(tmp_path, "SourceOnly")
+    main(["fit", "--config", config, "--trainer.max_steps", "2"])
+    run = tmp_path / "SourceOnly/version_0"
+    left = [run / "confusions/val_step_000004.csv.77.part", run / "checkpoints/last.ckpt.part", run / "iou.csv.77.part"]
+    for path in left:
+        path.touch()
+    main(["fit", "--config", config, "--resume"])
+    assert [path for path in left if path.exists()] == []
+    assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 4
+
+
+def test_a_round_that_is_resumed_at_its_end_logs_the_same_steps(tmp_path):
+    for name in ("whole", "cut"):
+        config = config_of(tmp_path / name, "SelfTraining")
+        first = ["--trainer.max_steps", "4"] if name == "cut" else []
+        main(["fit", "--config", config, *first])
+        if name == "cut":
+            main(["fit", "--config", config, "--resume"])
+    rows = [read_rows(tmp_path / name / "SelfTraining/version_0/metrics.csv") for name in ("whole", "cut")]
+    steps = [[row["step"] for row in table if row["train/loss"] or row["val/miou"]] for table in rows]
+    assert steps[0] == steps[1] == ["0", "1", "2", "3", "3", "4", "5", "6", "7", "7"]
+
+
 def test_a_table_that_a_kill_left_aside_is_found(tmp_path):
     config = config_of(tmp_path, "SourceOnly")
     main(["fit", "--config", config])

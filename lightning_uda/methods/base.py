@@ -61,6 +61,9 @@ class UDAModule(LightningModule):
         global_means: Whether the means over labelled pixels, and DACS's lambda, are those of all processes' images, as
             of one process with all of them, rather than each process's own (DDP's, and that of the published programs).
             Terms that compare features (MMD, contrast, pull) see the images of their process either way.
+        backward_per_view: Whether the loss of a view is taken back to the weights before the student sees the next
+            view, so that the layers' activations of one view are kept at a time, not those of all. Views that a term
+            sends a gradient into, such as the two that `FeatureMMD` compares, keep theirs. Gradients are the same.
 
     Raises:
         ValueError: If the network's classes aren't those of the label space, or two terms have one name.
@@ -100,6 +103,7 @@ class UDAModule(LightningModule):
         terms: dict[str, Term | None] = {},  # noqa: B006  never changed
         init_from: str | None = None,
         global_means: bool = False,
+        backward_per_view: bool = False,
     ) -> None:
         super().__init__()
         self.student = network
@@ -117,6 +121,7 @@ class UDAModule(LightningModule):
         self.scoring = scoring
         self.init_from = init_from
         self.global_means = global_means
+        self.backward_per_view = backward_per_view
         self.confusion = scoring.new_confusion(self.label_space)
         self.further_confusions = nn.ModuleDict(
             {scope: scoring.new_confusion(self.label_space) for scope in scoring.scopes}
@@ -179,20 +184,41 @@ class UDAModule(LightningModule):
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
         """The algorithm, then the terms; their losses are logged, and their sum is given back."""
-        terms = cast(Mapping[str, Term], self.terms)
-        differentiated = frozenset(name for term in terms.values() for name in term.differentiates)
+        terms = list(cast(Mapping[str, Term], self.terms).values())
         generator = self.step_generator(self._batch_number(batch_idx))
         teacher = getattr(self, "teacher", None)
-        step = Step(batch, generator, self.student, differentiated=differentiated, teacher=teacher)
+        if self.backward_per_view and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.trainer.optimizers[0].zero_grad()
+        backward = self._take_back if self.backward_per_view else None
+        step = Step(
+            batch, generator, self.student, differentiated=_differentiated_by(terms), teacher=teacher, backward=backward
+        )
         with global_means(self.global_means):
             self.algorithm(step)
-            for name, term in terms.items():
-                step.add_loss(name, term.weight * term(step))
+            for number, term in enumerate(terms):
+                step.differentiated = _differentiated_by(terms[number:])
+                loss = term.weight * term(step)
+                step.add_loss(term.name, loss, of={*term.differentiates, term.name} & step.views.keys())
             loss = step.loss
         self.log_step({**step.losses, "loss": loss, **step.log})
         self.last_views = step.seen_views()
         self.last_losses = step.losses
+        if self.backward_per_view and self.trainer.world_size > 1:  # DDP waits for every weight in the last part
+            loss = loss + 0 * sum(weight.flatten()[0] for weight in self.parameters() if weight.requires_grad)
         return loss
+
+    def _take_back(self, loss: Tensor) -> None:
+        """Takes a part of a step's loss back to the weights as the trainer does the whole."""
+        self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Sets gradients to zero, unless the step has done so, before it took parts of its loss back."""
+        if not self.backward_per_view:
+            optimizer.zero_grad()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Mends Lightning's count of steps, which logs go by: it counts one twice where an epoch's end is resumed."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Forgets the losses, which hold the graph that they came from."""
@@ -441,3 +467,7 @@ class UDAModule(LightningModule):
         """All matrices: of all pixels at the size of the labels (`None`), and of the further scopes of `scoring`."""
         others = cast(Mapping[str, Confusion], self.further_confusions)
         return {None: self.confusion, **dict(others.items())}
+
+
+def _differentiated_by(terms: Sequence[Term]) -> frozenset[str]:
+    return frozenset(name for term in terms for name in term.differentiates)

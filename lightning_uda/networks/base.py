@@ -40,6 +40,11 @@ class Outputs(NamedTuple):
     classifiers: tuple[Classifier, ...]
     features: tuple[Tensor, ...]
 
+    def detach(self) -> Outputs:
+        """The same without the graph that it came from."""
+        classifiers = tuple(part._replace(logits=part.logits.detach()) for part in self.classifiers)
+        return Outputs(classifiers, tuple(level.detach() for level in self.features))
+
 
 class InputNormalization(nn.Module):
     """Turns RGB images in [0, 1] into what the network's weights expect.
