@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from measure import resident
 from rich.console import Console
@@ -45,11 +46,15 @@ def module_of(experiment, checkpointing):
     return module
 
 
-def measure(experiment, checkpointing, steps):
+def measure(experiment, checkpointing, per_view, steps):
     """Prints seconds of a step and the peak of the process in GB."""
     torch.manual_seed(0)
     module, side = module_of(experiment, checkpointing), SIZES[experiment]
+    module.backward_per_view = per_view
+    module.trainer = Trainer(accelerator="cpu", barebones=True)
     optimizer = module.optimizer([*module.student.parameter_groups(), *module.student.attached_groups()])
+    module.trainer.strategy.connect(module)
+    module.trainer.optimizers = [optimizer]
     image = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     labels = torch.randint(0, 19, (2, side // 32, side // 32)).repeat_interleave(32, 1).repeat_interleave(32, 2).byte()
     batch = {"source": {"image": image, "mask": labels}, "target": {"image": image.flip(0)}}
@@ -69,18 +74,20 @@ def main():
     parser.add_argument("--experiments", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--steps", type=int, default=1, help="steps that are timed")
     parser.add_argument("--checkpointing", action="store_true", help="blocks of the backbone are computed again")
+    parser.add_argument("--per_view", action="store_true", help="model.backward_per_view")
     parser.add_argument("--one", action="store_true", help="measure the one experiment given in this process")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.one:
-        measure(options.experiments[0], options.checkpointing, options.steps)
+        measure(options.experiments[0], options.checkpointing, options.per_view, options.steps)
         return
-    table = Table(title="Steps of two images of each domain, one thread" + ", checkpointing" * options.checkpointing)
+    said = ", checkpointing" * options.checkpointing + ", backward per view" * options.per_view
+    table = Table(title="Steps of two images of each domain, one thread" + said)
     for column in ("experiment", "crop", "seconds", "peak, GB"):
         table.add_column(column, justify="left" if column == "experiment" else "right")
     for experiment in options.experiments:
         command = [sys.executable, __file__, "--one", "--experiments", experiment, "--steps", str(options.steps)]
-        command += ["--checkpointing"] * options.checkpointing
+        command += ["--checkpointing"] * options.checkpointing + ["--per_view"] * options.per_view
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         seconds, peak = json.loads(done.stdout.splitlines()[-1])

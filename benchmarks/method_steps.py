@@ -8,7 +8,8 @@ two loader processes; only a quiet machine gives it rightly. Peak memory is the 
 steps (networks, optimiser, gradients), and the peak of the whole process, from a process of its own for each method
 (Linux). Ratios are to the first method.
 
-Run as `python benchmarks/method_steps.py`. The first run counts the classes of MiniCity's labels, as training does.
+Run as `python benchmarks/method_steps.py`, with options of `fit`, such as `--model.backward_per_view true`. The
+first run counts the classes of MiniCity's labels, as training does.
 """
 
 import argparse
@@ -99,17 +100,17 @@ def train(module, data, workers, steps, times):
     return times
 
 
-def peaks(method):
+def peaks(method, fit):
     """Peak of a step above what lies between steps, and of the process, in MB, from a process of its own."""
-    command = [sys.executable, __file__, "--peak", method]
+    command = [sys.executable, __file__, "--peak", method, *fit]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_peaks(method):
+def print_peaks(method, fit):
     """What `peaks` reads."""
-    times = train(*load(method), 0, 3, StepTimes(memory=True))
+    times = train(*load(method, *fit), 0, 3, StepTimes(memory=True))
     highest = resident("VmHWM")
     print(json.dumps([highest - times.held, highest]))
 
@@ -121,17 +122,17 @@ def main():
     parser.add_argument("--rounds", type=int, default=4, help="runs of each method with and without workers")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a run")
     parser.add_argument("--peak", help="print the peak memory of one method and exit")
-    options = parser.parse_args()
+    options, fit = parser.parse_known_args()
     torch.set_num_threads(1)
     rich.get_console().quiet = True  # the table of long-tail classes
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     if options.peak:
-        print_peaks(options.peak)
+        print_peaks(options.peak, fit)
         return
 
-    memory = {method: peaks(method) for method in options.methods}
-    methods = {method: load(method) for method in options.methods}
+    memory = {method: peaks(method, fit) for method in options.methods}
+    methods = {method: load(method, *fit) for method in options.methods}
     seconds = {method: ([], [], []) for method in options.methods}
     for _ in range(options.rounds):
         for method, (module, data) in methods.items():

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from lightning_uda import __version__
-from lightning_uda.errors import LOST_PROCESS, READABLE, is_of_lost_process, readable
+from lightning_uda.errors import READABLE, explained, readable
 from lightning_uda.signals import exit_on_signals
 
 TRAINER = {
@@ -121,9 +121,9 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         sys.exit(readable(error))
     except RuntimeError as error:
-        if os.environ.get("LIGHTNING_UDA_TRACEBACK") or not is_of_lost_process(error):
+        if os.environ.get("LIGHTNING_UDA_TRACEBACK") or (message := explained(error)) is None:
             raise
-        sys.exit(LOST_PROCESS)
+        sys.exit(message)
 
 
 def _run(arguments: list[str]) -> None:

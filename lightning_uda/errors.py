@@ -22,15 +22,30 @@ def readable(error: BaseException) -> str:
     return f"error: {text.strip()}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
 
 
+def explained(error: BaseException) -> str | None:
+    """What an error of torch's means to the user; `None` where that isn't known.
+
+    Known are a GPU whose memory is full, and another process of the run that is gone.
+    """
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"error: The GPU's memory is full. {_SMALLER}\n({str(error).splitlines()[0]})"
+    return _LOST_PROCESS if is_of_lost_process(error) else None
+
+
 def is_of_lost_process(error: BaseException) -> bool:
     """Whether an error is that of a process that waits for another one of its run, which is gone."""
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in str(error)
 
 
-LOST_PROCESS = (
+_LOST_PROCESS = (
     "error: Another process of this run has ended, or can't be reached, so that this one ends too. What it said tells "
     "why; if it said nothing, it was killed, as a rule because memory ran out.\n"
     "(LIGHTNING_UDA_TRACEBACK=1 shows what this one waited for.)"
+)
+_SMALLER = (
+    "In the order of what it costs: --trainer.precision bf16-mixed; --model.backward_per_view true (the activations of "
+    "one view at a time, no slower); --model.network.checkpointing true (a third slower); a smaller "
+    "--data.batch_size, or crop."
 )
 
 

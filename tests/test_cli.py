@@ -16,6 +16,8 @@ import yaml
 
 from lightning_uda.__main__ import COMMANDS, TRAINER, main
 from lightning_uda.cli import UDACLI, load_value, run_trainer
+from lightning_uda.methods import SourceOnly
+from tests.fixtures.stages import write_config
 from tests.fixtures.tiny import TinyDataset
 
 ROOT = Path(__file__).parents[1]
@@ -443,3 +445,15 @@ def test_null_inside_a_collection_of_the_command_line_stays_null(capsys, monkeyp
 )
 def test_none_is_read_as_null_where_it_is_pythons_text(text, value):
     assert load_value(text) == value
+
+
+def test_a_full_gpu_is_answered_with_what_takes_less(tmp_path, monkeypatch):
+    def full(self, batch, batch_idx):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore.")
+
+    monkeypatch.setattr(SourceOnly, "training_step", full)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", write_config(tmp_path, "SourceOnly")])
+    assert str(end.value).startswith("error: The GPU's memory is full. In the order of what it costs: ")
+    assert str(end.value).endswith("(CUDA out of memory. Tried to allocate 20 GiB.)")
+    assert "--model.backward_per_view true" in str(end.value)
