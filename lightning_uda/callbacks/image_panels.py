@@ -44,7 +44,7 @@ class ImagePanels(Callback):
 
     After an evaluation its worst and best images, by the scores that `IoUTable` keeps, are put through the network once
     more and drawn as `val_worst_0_image.png`, `val_best_0_...`, with a tile `..._errors.png`: right pixels light, wrong
-    ones red, void black. `val_extremes.csv` has their names and scores.
+    ones orange, void black. `val_extremes.csv` has their names and scores.
 
     Args:
         num_images: How many samples of each kind are drawn.
@@ -262,7 +262,7 @@ def _label_picture(mask: Tensor, space: LabelSpace) -> Array:
 
 
 def _error_picture(pred: Tensor, mask: Tensor) -> Array:
-    """Where a prediction (H, W) is wrong: a red that no eye takes for the light grey of right pixels; void is black."""
+    """Where a prediction (H, W) is wrong: orange, which no eye takes for the light grey of right ones; void is black."""
     colors = np.array([(225, 225, 225), _WRONG, (0, 0, 0)], dtype=np.uint8)
     kinds = (pred != mask).long().masked_fill(mask == IGNORE_INDEX, 2)
     return np.asarray(colors[kinds.numpy()])

@@ -46,9 +46,9 @@ class IoUTable(Callback):
     folder is `confusions/val_step_000800.2.csv`. Predictions of classes that count as others (`scoring.merged`) are
     counted as those.
 
-    The mean IoU of each image is kept beside it, as `image_scores/val_step_000800.csv`, the worst first: `validation_step`
-    may give "miou" (N,), which stays on the device until the evaluation is over. Classes that an image's labels lack
-    don't count there.
+    The mean IoU of each image is kept beside it, as `image_scores/val_step_000800.csv`, the worst first:
+    `validation_step` may give "miou" (N,), which stays on the device until the evaluation is over. Classes that an
+    image's labels lack don't count there.
 
     All else is derived from the matrices: a row of `iou.csv`, and `val/iou_<class name>` and `val/miou_<subset>`
     (`test/...` when testing) in the loggers, all in percent; a class that occurs neither in labels nor in predictions

@@ -17,7 +17,7 @@ from lightning_uda.metrics import CONFUSIONS, MIOU_NOTE, mean_column
 from lightning_uda.report.charts import charts_of, class_curves, run_color
 from lightning_uda.report.notes import notes_of
 from lightning_uda.report.runs import Run, class_name, init_args
-from lightning_uda.report.table import best_miou, gain_of, gain_titles, loss_rows, rows_of
+from lightning_uda.report.table import best_miou, gain_of, loss_rows, rows_of
 from lightning_uda.tables import percent, read_rows
 
 _STREAMS = ("source", "target")
@@ -47,7 +47,7 @@ def _render(runs: Sequence[Run], compared: Sequence[Run]) -> str:
         cards=[_card(run, runs[0], run_color(i)) for i, run in enumerate(runs)],
         notes=notes_of(runs),
         rows=list(rows_of(runs, compared)),
-        gain_titles=gain_titles(runs, compared),
+        gain_colors=[run_color(i) for i, run in enumerate(runs) if run in compared] if len(runs) > 1 else [],
         compared=[run.title for run in compared],
         miou_note=MIOU_NOTE,
         confusions=[_confusion(run, run_color(i)) for i, run in enumerate(runs)],

@@ -23,7 +23,7 @@ class ReportError(ValueError):
     """A report can't be made of these runs; the message names the folder and the fix."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """What a run folder holds.
 

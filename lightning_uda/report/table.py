@@ -20,15 +20,9 @@ LOSS = "train/loss"
 def table_of(runs: Sequence[Run], compared: Sequence[Run] | None = None) -> Table:
     """IoU per class and mean IoU of runs, for a console; see `rows_of`."""
     compared = runs[-1:] if compared is None else compared
-    columns = ["class", *(run.title for run in runs), *gain_titles(runs, compared)]
+    gains = ["gain"] if len(compared) == 1 else [f"gain of {run.title}" for run in compared]
+    columns = ["class", *(run.title for run in runs), *(gains if len(runs) > 1 else [])]
     return console_table("IoU in %", columns, map(_console_row, rows_of(runs, compared)))
-
-
-def gain_titles(runs: Sequence[Run], compared: Sequence[Run]) -> list[str]:
-    """Headings of the columns of gains."""
-    if len(runs) < 2:
-        return []
-    return ["gain"] if len(compared) == 1 else [f"gain of {run.title}" for run in compared]
 
 
 def rows_of(runs: Sequence[Run], compared: Sequence[Run]) -> Iterator[dict[str, Any]]:
