@@ -262,7 +262,7 @@ def _label_picture(mask: Tensor, space: LabelSpace) -> Array:
 
 
 def _error_picture(pred: Tensor, mask: Tensor) -> Array:
-    """Where a prediction (H, W) is wrong: orange, which no eye takes for the light grey of right ones; void is black."""
+    """Where a prediction (H, W) is wrong: orange on light grey, which any eye tells apart; void is black."""
     colors = np.array([(225, 225, 225), _WRONG, (0, 0, 0)], dtype=np.uint8)
     kinds = (pred != mask).long().masked_fill(mask == IGNORE_INDEX, 2)
     return np.asarray(colors[kinds.numpy()])
