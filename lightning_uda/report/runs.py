@@ -189,7 +189,7 @@ def _load_run(folder: Path) -> Run:
         if find_confusions(before):
             other, more, names = _read_matrices(before)
             if (other, names) == (stage, classes):
-                matrices |= {step: found for step, found in more.items() if step < start}
+                matrices = {step: found for step, found in more.items() if step <= start} | matrices
     return Run(
         folder=version,
         title=_title(version, config),

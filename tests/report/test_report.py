@@ -502,7 +502,7 @@ def test_a_training_that_logged_no_loss_comes_before_a_later_validation(tmp_path
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_runs_that_go_on_from_each_other_are_one_curve(tmp_path, moved):
-    first = write_run(tmp_path / "old/dacs/version_0", (10.0, 20.0, 99.0), steps=(50, 100, 150), classes=("a", "b"))
+    first = write_run(tmp_path / "old/dacs/version_0", (10.0, 20.0, 99.0), steps=(50, 109, 150), classes=("a", "b"))
     second = write_run(tmp_path / "old/dacs/version_1", (21.0, 30.0), steps=(130, 250), classes=("a", "b"))
     third = write_run(tmp_path / "old/dacs/version_2", (40.0,), steps=(300,), classes=("a", "b"))
     for folder, before, steps in ((second, first, range(109, 250, 10)), (third, second, range(209, 300, 10))):
@@ -520,7 +520,7 @@ def test_runs_that_go_on_from_each_other_are_one_curve(tmp_path, moved):
     assert steps == [*range(9, 300, 10)]
     assert losses[9:11] == pytest.approx([1 / 99, 109], rel=1e-3)
     assert losses[19:21] == pytest.approx([199, 209])
-    assert run.scores("iou_a") == ([50, 100, 130, 300], pytest.approx([10.0, 20.0, 21.0, 40.0]))
+    assert run.scores("iou_a") == ([50, 109, 130, 300], pytest.approx([10.0, 20.0, 21.0, 40.0]))
     text = page_of(build_report([third], tmp_path / "report.html")).text
     assert "dacs/version_0, " in text
     assert "goes on from" in text
