@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import sys
@@ -184,6 +185,8 @@ def _no_command(arguments: list[str]) -> str:
 
 def _set_up_messages() -> None:
     """Shows what this package reports, and hides advertisements and warnings about what is done on purpose."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a console of Windows may lack a character; that must end no run
     for message in _QUIET:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)

@@ -29,6 +29,7 @@ from lightning_uda.callbacks import (
     FiniteCheck,
     IoUTable,
     PredictionWriter,
+    RunRecord,
     StepProgressBar,
     StopSignals,
     StopWithCheckpoint,
@@ -162,7 +163,7 @@ class UDACLI(LightningCLI):
         callbacks: list[Callback] = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
             callbacks.append(StepProgressBar())
-        for always in (IoUTable, FiniteCheck):
+        for always in (IoUTable, FiniteCheck, RunRecord):
             if not _any(callbacks, always):
                 callbacks.append(always())
         if self.subcommand == "predict" and not _any(callbacks, PredictionWriter):

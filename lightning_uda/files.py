@@ -28,6 +28,12 @@ HAS_LOCKS = fcntl is not None
 NOTES_FILE = "notes.txt"
 """Name of the file in a run folder with what a reader of the results should know, a sentence a line."""
 
+LABEL_SPACE_FILE = "label_space.yaml"
+"""Name of the file in a run folder with its classes, their colours and subsets."""
+
+RECORD_FILE = "run.yaml"
+"""Name of the file in a run folder with what was run: versions, state of the code, sizes of the data sets."""
+
 STOPPED_EARLY = "stopped early: "
 """Beginning of the note of a run that a callback ended before its last step."""
 

@@ -125,6 +125,16 @@ class LabelSpace:
         ids = [index.get(merged.get(name, name), missing) for name in other.classes]
         return np.array(ids, dtype=np.uint8)
 
+    def as_yaml(self) -> str:
+        """The content of a file that `get_label_space` reads as this space."""
+        content = {
+            "name": self.name,
+            "classes": list(self.classes),
+            "palette": [list(color) for color in self.palette],
+            "subsets": {name: list(names) for name, names in self.subsets.items()},
+        }
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
     def colorize(self, mask: npt.NDArray[np.integer]) -> Array:
         """Colours a label map: integer (H, W) of train ids to uint8 (H, W, 3) RGB; void is black."""
         colors = np.zeros((256, 3), dtype=np.uint8)
@@ -226,7 +236,7 @@ def get_label_space(name_or_path: str) -> LabelSpace:
             f"Unknown label space {name_or_path!r}: expected one of {sorted(LABEL_SPACES)} or the path of a YAML file "
             "with a `classes` list."
         )
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
         raise ValueError(f"Label space file {path}: expected a mapping with a `classes` list of names.")
     if unknown := sorted(set(content) - {"name", "classes", "palette", "subsets"}):

@@ -179,6 +179,7 @@ def forget_later_evaluations(run: Path, step: int) -> None:
     for file in find_confusions(run):
         if file.step > step:
             file.path.unlink()
+            file.image_scores.unlink(missing_ok=True)
     table = run / IOU_FILE
     if table.is_file():
         columns, rows = read_table(table)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import rich
 from rich.bar import Bar
 from rich.box import HORIZONTALS
 from rich.console import RenderableType
@@ -51,7 +52,7 @@ def console_table(title: str, columns: Sequence[str], rows: Iterable[Row]) -> Ta
     for row in rows:
         if row.section:
             table.add_section()
-        swatch = Text("██ ", style="rgb({},{},{})".format(*row.color)) if row.color else Text()
+        swatch = Text(f"{2 * _block()} ", style="rgb({},{},{})".format(*row.color)) if row.color else Text()
         table.add_row(swatch + Text(row.label), *row.cells, style=row.style)
     return table
 
@@ -61,8 +62,15 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.1f}"
 
 
-def percent_bar(value: float) -> Bar:
+def _block() -> str:
+    """What coloured patches are made of: "#" where the console's encoding has no blocks, as cp1252 hasn't."""
+    return "#" if rich.get_console().options.ascii_only else "█"
+
+
+def percent_bar(value: float) -> RenderableType:
     """A bar for a value in percent; none where there is no value."""
+    if rich.get_console().options.ascii_only:
+        return Text("#" * (0 if value != value else round(value / 5)), style="cyan")
     return Bar(size=100, begin=0, end=0 if value != value else value, width=20, color="cyan")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_uda.metrics import find_confusions, read_confusion
+from lightning_uda.metrics import find_confusions, latest_image_scores, read_confusion
 from tests.fixtures.two_ranks import train
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,11 @@ def records(tmp_path_factory):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert (folder / "2/version_0/panels/step_000003/val_1_prediction.png").exists()
-    written = {devices: {"written": matrices(folder / f"{devices}/version_0")} for devices in ("1", "2")}
+    written = {}
+    for devices in ("1", "2"):
+        run = folder / f"{devices}/version_0"
+        images = {name for name, _ in latest_image_scores(run, "val")}
+        written[devices] = {"written": matrices(run), "images": images}
     return written | {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
@@ -53,6 +57,7 @@ def test_evaluation_is_shared_out_and_counted_once(records):
     assert records["2_1"]["val"] == ["tiny_3_1"]
     confusions = {key: torch.tensor(records[key]["confusion"]) for key in ("1_0", "2_0", "2_1")}
     for devices in ("1", "2"):
+        assert records[devices]["images"] == {"tiny_3_0", "tiny_3_1", "tiny_3_2"}
         whole, within, beyond = (records[devices]["written"][scope] for scope in SCOPES)
         assert whole.tolist() == records[f"{devices}_0"]["confusion"]
         assert torch.equal(within + beyond, whole)

@@ -50,8 +50,9 @@ def stopped(*arguments):
 
 
 def tables(run):
-    """All that a run writes down: curves, IoUs, confusion matrices, notes, config."""
-    names = ["metrics.csv", "iou.csv", "notes.txt", *(f"confusions/{p.name}" for p in run.glob("confusions/*"))]
+    """All that a run writes down: curves, IoUs, confusion matrices, scores of images, notes, config."""
+    kept = [f"{p.parent.name}/{p.name}" for folder in ("confusions", "image_scores") for p in run.glob(f"{folder}/*")]
+    names = ["metrics.csv", "iou.csv", "notes.txt", *kept]
     config = yaml.safe_load((run / "config.yaml").read_text().replace(str(run.parents[1]), "FOLDER"))
     return {**{name: (run / name).read_text() for name in sorted(names)}, "config": config}
 

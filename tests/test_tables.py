@@ -1,8 +1,10 @@
 import io
 
+import pytest
+import rich
 from rich.console import Console
 
-from lightning_uda.tables import Row, append_row, console_table, csv_text, percent, read_rows
+from lightning_uda.tables import Row, append_row, console_table, csv_text, percent, percent_bar, read_rows
 
 
 def test_rows_with_new_columns_join_the_earlier_rows(tmp_path):
@@ -17,6 +19,17 @@ def test_rows_with_new_columns_join_the_earlier_rows(tmp_path):
 def test_cells_without_a_value_are_empty_in_files_and_dashes_in_tables():
     assert csv_text(["a, b", "c"], [[None, float("nan")], [0.00025, "x"]]) == '"a, b",c\n,\n0.00025,x\n'
     assert [percent(value) for value in (None, float("nan"), 0.0, 99.96)] == ["-", "-", "0.0", "100.0"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_tables_are_written_in_encodings_without_blocks(encoding, monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=file, width=60)
+    monkeypatch.setattr(rich, "_console", console)
+    rows = [Row("road", ["62.5", percent_bar(62.5)], (128, 64, 128)), Row("sky", ["-", percent_bar(float("nan"))])]
+    console.print(console_table("Title", ["class", "IoU %", ""], rows))
+    file.seek(0)
+    assert ["##", "road", "62.5", "#" * 12] in [line.strip("| ").replace("|", " ").split() for line in file]
 
 
 def test_classes_have_a_swatch_and_means_a_line_above():

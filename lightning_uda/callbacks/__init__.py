@@ -15,6 +15,7 @@ from lightning_uda.callbacks.prediction_writer import (
     TrainIds,
 )
 from lightning_uda.callbacks.progress_bar import StepProgressBar
+from lightning_uda.callbacks.run_record import RunRecord
 from lightning_uda.callbacks.stop_signals import StopSignals, StopWithCheckpoint
 from lightning_uda.self_training.rounds import SelfTrainingRounds
 
@@ -30,6 +31,7 @@ __all__ = [
     "LongTailStatistics",
     "PredictionFormat",
     "PredictionWriter",
+    "RunRecord",
     "SelfTrainingRounds",
     "StepProgressBar",
     "StopSignals",

@@ -10,13 +10,17 @@ import cv2
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lightning_uda.label_spaces import LabelSpace
+from lightning_uda.data.datamodule import EvaluationImages
+from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
+from lightning_uda.metrics import latest_image_scores
 from lightning_uda.step import Labels, View
+from lightning_uda.tables import write_table
 
 Array = npt.NDArray[np.uint8]
 
@@ -24,6 +28,7 @@ PANELS_FOLDER = "panels"
 """Name of the folder of pictures in a run folder."""
 
 _STREAMS = ("source", "target", "union")
+_WRONG = (213, 94, 0)
 _CAPTION_HEIGHT = 26
 _GAP = 6
 
@@ -37,21 +42,31 @@ class ImagePanels(Callback):
     `train_0_mixed_image.png` and, where it was taught, `..._mixed_mask.png` and `..._mixed_weights.png`. Loggers that
     take images get one captioned strip per sample. Nothing is copied from the device except when pictures are drawn.
 
+    After an evaluation its worst and best images, by the scores that `IoUTable` keeps, are put through the network once
+    more and drawn as `val_worst_0_image.png`, `val_best_0_...`, with a tile `..._errors.png`: right pixels light, wrong
+    ones orange, void black. `val_extremes.csv` has their names and scores.
+
     Args:
         num_images: How many samples of each kind are drawn.
         every_n_steps: Optimiser steps between training pictures; `None` draws them at each validation.
         max_width: Wider pictures are reduced to this many pixels.
+        num_extremes: How many of the worst and of the best images are drawn, at most half of the set each.
     """
 
-    def __init__(self, num_images: int = 4, every_n_steps: int | None = None, max_width: int = 640) -> None:
+    def __init__(
+        self, num_images: int = 4, every_n_steps: int | None = None, max_width: int = 640, num_extremes: int = 2
+    ) -> None:
         if num_images < 1 or max_width < 1 or (every_n_steps is not None and every_n_steps < 1):
             raise ValueError(
                 f"Found num_images {num_images}, every_n_steps {every_n_steps}, max_width {max_width}; expected "
                 "numbers of 1 or more."
             )
+        if num_extremes < 0:
+            raise ValueError(f"Found num_extremes {num_extremes}; expected 0 or more.")
         self.num_images = num_images
         self.every_n_steps = every_n_steps
         self.max_width = max_width
+        self.num_extremes = num_extremes
         self._folder: Path | None = None
         self._train_batch: Any = None
         self._last_drawn_step = 0
@@ -107,6 +122,45 @@ class ImagePanels(Callback):
         """Draws the first images of a test."""
         self._draw_evaluation(trainer, pl_module, "test", batch, outputs)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws the worst and the best images of a validation."""
+        if not trainer.sanity_checking:
+            self._draw_extremes(trainer, pl_module, "val", trainer.val_dataloaders)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws the worst and the best images of a test."""
+        self._draw_extremes(trainer, pl_module, "test", trainer.test_dataloaders)
+
+    def _draw_extremes(self, trainer: pl.Trainer, pl_module: Any, stage: str, loader: Any) -> None:
+        images = getattr(loader, "dataset", None)
+        if self._folder is None or not trainer.is_global_zero or not isinstance(images, EvaluationImages):
+            return
+        scores = latest_image_scores(self._folder, stage)
+        count = min(self.num_extremes, len(scores) // 2)
+        chosen = {f"worst_{i}": scores[i] for i in range(count)} | {f"best_{i}": scores[-1 - i] for i in range(count)}
+        wanted = {name for name, _ in chosen.values()}
+        indices = {name: i for i in range(len(images)) if (name := images.dataset.name(i)) in wanted}
+        for picture, (name, _) in chosen.items():
+            item = images[indices[name]]
+            image, mask = torch.from_numpy(item["image"]), torch.from_numpy(item["mask"])
+            with trainer.precision_plugin.val_step_context():
+                pred = pl_module.predict_labels(image.unsqueeze(0).to(pl_module.device), mask.shape)[0].cpu()
+            tiles = {
+                "image": _picture(image),
+                "mask": _label_picture(mask, pl_module.label_space),
+                "prediction": _label_picture(pred, pl_module.label_space),
+                "errors": _error_picture(pred, mask),
+            }
+            self._save(trainer, f"{stage}_{picture}", tiles, f"{stage}/{picture}")
+        if chosen:
+            table = self._step_folder(self._folder, trainer) / f"{stage}_extremes.csv"
+            rows = [{"picture": picture, "image": name, "miou": miou} for picture, (name, miou) in chosen.items()]
+            write_table(table, list(rows[0]), rows)
+
+    @staticmethod
+    def _step_folder(run: Path, trainer: pl.Trainer) -> Path:
+        return run / PANELS_FOLDER / f"step_{trainer.global_step:06d}"
+
     def _draw_evaluation(self, trainer: pl.Trainer, pl_module: Any, stage: str, batch: Any, outputs: Any) -> None:
         if not trainer.is_global_zero:
             return
@@ -131,7 +185,7 @@ class ImagePanels(Callback):
     def _save(self, trainer: pl.Trainer, prefix: str, tiles: Mapping[str, Array], key: str) -> None:
         tiles = {name: _shrink(name, tile, self.max_width) for name, tile in tiles.items()}
         if self._folder is not None:
-            target = self._folder / PANELS_FOLDER / f"step_{trainer.global_step:06d}"
+            target = self._step_folder(self._folder, trainer)
             target.mkdir(parents=True, exist_ok=True)
             for name, tile in tiles.items():
                 Image.fromarray(tile).save(target / f"{prefix}_{name}.png")
@@ -205,6 +259,13 @@ def _picture(image: Tensor) -> Array:
 
 def _label_picture(mask: Tensor, space: LabelSpace) -> Array:
     return space.colorize(mask.detach().cpu().numpy())
+
+
+def _error_picture(pred: Tensor, mask: Tensor) -> Array:
+    """Where a prediction (H, W) is wrong: orange on light grey, which any eye tells apart; void is black."""
+    colors = np.array([(225, 225, 225), _WRONG, (0, 0, 0)], dtype=np.uint8)
+    kinds = (pred != mask).long().masked_fill(mask == IGNORE_INDEX, 2)
+    return np.asarray(colors[kinds.numpy()])
 
 
 def _weight_picture(weights: Tensor) -> Array:

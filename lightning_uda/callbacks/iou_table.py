@@ -8,19 +8,23 @@ from typing import Any
 
 import lightning.pytorch as pl
 import rich
+import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import RenderableType
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lightning_uda.metrics import (
+    MIOU_NOTE,
     Evaluation,
     best_of,
     best_text,
     columns_of,
     evaluate,
+    image_scores_file,
     in_scope,
     keep_confusion,
+    keep_image_scores,
     mean_column,
     scope_label,
     score_label,
@@ -42,6 +46,10 @@ class IoUTable(Callback):
     folder is `confusions/val_step_000800.2.csv`. Predictions of classes that count as others (`scoring.merged`) are
     counted as those.
 
+    The mean IoU of each image is kept beside it, as `image_scores/val_step_000800.csv`, the worst first:
+    `validation_step` may give "miou" (N,), which stays on the device until the evaluation is over. Classes that an
+    image's labels lack don't count there.
+
     All else is derived from the matrices: a row of `iou.csv`, and `val/iou_<class name>` and `val/miou_<subset>`
     (`test/...` when testing) in the loggers, all in percent; a class that occurs neither in labels nor in predictions
     is left out. During training an evaluation prints one line, such as `step 400  mIoU 31.2`. The table at the end is
@@ -58,7 +66,8 @@ class IoUTable(Callback):
 
     def __init__(self, print_table: bool = True) -> None:
         self.print_table = print_table
-        self._last: tuple[int, list[Evaluation]] | None = None
+        self._last: tuple[int, str, list[Evaluation]] | None = None
+        self._images: list[tuple[list[str], Tensor]] = []  # of the evaluation: names and scores of each batch
         self._mious: dict[int, float] = {}  # by step, since the start of training
         self._checkpoint_step = 0
 
@@ -80,6 +89,27 @@ class IoUTable(Callback):
     ) -> None:
         """Remembers the step of a checkpoint, which the trainer forgets when it only evaluates."""
         self._checkpoint_step = checkpoint["global_step"]
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets the images of the evaluation before."""
+        self._images = []
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Remembers the scores of a batch's images, without waiting for them."""
+        if isinstance(outputs, Mapping) and "miou" in outputs and "name" in batch:
+            self._images.append((batch["name"], outputs["miou"]))
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reports a validation, but not the sanity check."""
@@ -110,7 +140,8 @@ class IoUTable(Callback):
         step = trainer.global_step or self._checkpoint_step
         matrices = {scope: metric.compute() for scope, metric in pl_module.confusions().items()}
         evaluations = [evaluate(matrix, pl_module.label_space, scope) for scope, matrix in matrices.items()]
-        self._last = (step, evaluations)
+        self._last = (step, stage, evaluations)
+        images = self._image_scores()
         if trainer.state.fn == "fit":
             self._mious[step] = evaluations[0].means[mean_column()]
         _log(pl_module, stage, evaluations)
@@ -118,15 +149,31 @@ class IoUTable(Callback):
         if not trainer.is_global_zero:
             return
         if folder is not None:
-            _write(Path(folder), stage, step, matrices, evaluations)
+            _write(Path(folder), stage, step, matrices, evaluations, images)
         if trainer.state.fn == "fit" or not self.print_table:
             summary = "  ".join(evaluation.summary() for evaluation in evaluations)
             rich.get_console().print(f"step {step}  {summary}", highlight=False)
 
     def _print_last(self, trainer: pl.Trainer, what: str) -> None:
         if self._last is not None and self.print_table and trainer.is_global_zero:
-            step, evaluations = self._last
-            rich.get_console().print(iou_table(f"IoU per class, {what} at step {step}", evaluations))
+            step, stage, evaluations = self._last
+            console = rich.get_console()
+            console.print(iou_table(f"IoU per class, {what} at step {step}", evaluations))
+            console.print(MIOU_NOTE, style="dim", highlight=False)
+            if warning := evaluations[0].lacking(stage):
+                console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+    def _image_scores(self) -> list[tuple[str, float]]:
+        """Names and mean IoUs in percent of the images of all processes."""
+        names = [name for names, _ in self._images for name in names]
+        values = (100 * torch.cat([scores for _, scores in self._images])).tolist() if names else []
+        found = list(zip(names, values, strict=True))
+        self._images = []
+        if not distributed.is_initialized():
+            return found
+        by_rank: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(by_rank, found)
+        return [score for scores in by_rank for score in scores]
 
 
 def iou_table(title: str, evaluations: Sequence[Evaluation]) -> Table:
@@ -155,8 +202,15 @@ def _log(module: Any, stage: str, evaluations: Sequence[Evaluation]) -> None:
 
 
 def _write(
-    run: Path, stage: str, step: int, matrices: Mapping[str | None, Tensor], evaluations: Sequence[Evaluation]
+    run: Path,
+    stage: str,
+    step: int,
+    matrices: Mapping[str | None, Tensor],
+    evaluations: Sequence[Evaluation],
+    images: Sequence[tuple[str, float]],
 ) -> None:
     for scope, matrix in matrices.items():
-        keep_confusion(run, stage, step, scope, matrix, evaluations[0].label_space.classes)
+        file = keep_confusion(run, stage, step, scope, matrix, evaluations[0].label_space.classes)
+        if scope is None and images:
+            keep_image_scores(image_scores_file(file), images)
     append_row(run / IOU_FILE, {"step": step, "stage": stage} | columns_of(evaluations))

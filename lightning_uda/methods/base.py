@@ -388,7 +388,8 @@ class UDAModule(LightningModule):
         """Adds a batch to the confusion matrices, of one pass through the network.
 
         Returns:
-            "pred": arg-max labels, int64 (N, H, W), at the size of the masks.
+            "pred": arg-max labels, int64 (N, H, W), at the size of the masks, and "miou": the mean IoU of each image,
+            float32 (N,) in [0, 1], see `metrics.segmentation.image_mious`.
         """
         mask = batch["mask"].long()
         scores = self.inference.scores(self.evaluated_network(), to_float(batch["image"]))
@@ -398,7 +399,7 @@ class UDAModule(LightningModule):
             if size not in predictions:
                 predictions[size] = scores(size).argmax(dim=1)
             confusions[scope].update(predictions[size], labels)
-        return {"pred": predictions[size_of(mask)]}
+        return {"pred": predictions[size_of(mask)], "miou": self.confusion.batch_mious()}
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/miou`, the mean IoU over all classes in percent, and `val/miou_<scope>`."""

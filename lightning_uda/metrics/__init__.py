@@ -6,17 +6,29 @@ from lightning_uda.metrics.confusion_files import (
     CONFUSIONS,
     ConfusionFile,
     find_confusions,
+    image_scores_file,
     keep_confusion,
+    keep_image_scores,
+    latest_image_scores,
     read_confusion,
     write_confusion,
 )
-from lightning_uda.metrics.evaluation import Evaluation, averaged, best_of, best_text, columns_of, evaluate
+from lightning_uda.metrics.evaluation import (
+    MIOU_NOTE,
+    Evaluation,
+    averaged,
+    best_of,
+    best_text,
+    columns_of,
+    evaluate,
+)
 from lightning_uda.metrics.folds import FoldScores, score_folds
 from lightning_uda.metrics.scoring import Confusion, Scoring
 from lightning_uda.metrics.segmentation import iou_per_class, mean_iou, merge_predictions
 
 __all__ = [
     "CONFUSIONS",
+    "MIOU_NOTE",
     "Confusion",
     "ConfusionFile",
     "Evaluation",
@@ -28,10 +40,13 @@ __all__ = [
     "columns_of",
     "evaluate",
     "find_confusions",
+    "image_scores_file",
     "in_scope",
     "iou_column",
     "iou_per_class",
     "keep_confusion",
+    "keep_image_scores",
+    "latest_image_scores",
     "mean_column",
     "mean_iou",
     "merge_predictions",

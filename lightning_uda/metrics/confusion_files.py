@@ -13,10 +13,13 @@ from torch import Tensor
 
 from lightning_uda.files import free_name, replace_file
 from lightning_uda.metrics.columns import SCOPE, in_scope, scope_order
-from lightning_uda.tables import csv_text
+from lightning_uda.tables import csv_text, read_rows
 
 CONFUSIONS = "confusions"
 """Folder of the matrices in a run folder."""
+
+IMAGE_SCORES = "image_scores"
+"""Folder beside it with the scores of single images."""
 
 _NAME = re.compile(rf"(?P<stage>[a-z]+)_step_(?P<step>\d+)(_(?P<scope>{SCOPE}))?(\.(?P<number>\d+))?\.csv")
 
@@ -38,6 +41,37 @@ class ConfusionFile:
     step: int
     scope: str | None
     number: int
+
+    @property
+    def image_scores(self) -> Path:
+        """Where the scores of the evaluation's single images lie, if it kept any."""
+        return image_scores_file(self.path)
+
+
+def image_scores_file(matrix: Path) -> Path:
+    """Where the scores of single images lie of the evaluation that has this matrix."""
+    return matrix.parent.with_name(IMAGE_SCORES) / matrix.name
+
+
+def keep_image_scores(path: Path, scores: Sequence[tuple[str, float]]) -> None:
+    """Writes the scores of the images of an evaluation, the worst first.
+
+    Args:
+        path: CSV file to write or replace; its folder is made if it isn't there.
+        scores: Name and mean IoU of each image, in percent; those without labels (NaN) are left out.
+    """
+    known = sorted((score for score in scores if score[1] == score[1]), key=lambda score: score[1])
+    text = csv_text(["image", "miou"], [(name, round(miou, 4)) for name, miou in known])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def latest_image_scores(run: Path, stage: str) -> list[tuple[str, float]]:
+    """Names and scores of the images in the last evaluation of a stage, the worst first; none if it kept none."""
+    files = [file.image_scores for file in find_confusions(run) if file.stage == stage and file.scope is None]
+    if not files or not files[-1].is_file():
+        return []
+    return [(row["image"], float(row["miou"])) for row in read_rows(files[-1])]
 
 
 def keep_confusion(

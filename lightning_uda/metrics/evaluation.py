@@ -13,6 +13,9 @@ from lightning_uda.metrics.columns import in_scope, iou_column, mean_column, sco
 from lightning_uda.metrics.segmentation import iou_per_class, mean_iou
 from lightning_uda.tables import percent
 
+MIOU_NOTE = "mIoU as in the official Cityscapes evaluator: a predicted class without a pixel in the labels counts as 0."
+"""Footnote of tables: what the mean is."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -32,6 +35,16 @@ class Evaluation:
     share: list[float]
     means: dict[str, float]
     scope: str | None = None
+
+    def lacking(self, stage: str) -> str:
+        """A warning of the classes that no label of the set has, if there are any and others have; else empty."""
+        names = [name for name, share in zip(self.label_space.classes, self.share, strict=True) if share == 0]
+        if not names:
+            return ""
+        return (
+            f"No pixel of the {'validation' if stage == 'val' else stage} images is {', '.join(names)}: the scores say "
+            "nothing of what has no pixel, but count it as 0 where it is predicted."
+        )
 
     def columns(self) -> dict[str, float]:
         """The means, then `iou_<class name>` for each class; all with `_<scope>` if there is a scope."""

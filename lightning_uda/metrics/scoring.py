@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 from lightning_uda.metrics.borders import near_borders
 from lightning_uda.metrics.columns import border_scopes, size_scope
-from lightning_uda.metrics.segmentation import merge_predictions
+from lightning_uda.metrics.segmentation import image_mious, merge_predictions
 from lightning_uda.resize import resize_labels
 
 
@@ -25,6 +26,28 @@ class Confusion(MulticlassConfusionMatrix):
     def __init__(self, num_classes: int, merged: Mapping[int, int] | None = None) -> None:
         super().__init__(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
         self.merged = dict(merged or {})
+        self._batch: Tensor | None = None
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds a batch; the matrix of each of its images is counted, and their sum added.
+
+        Args:
+            preds: Predicted train ids, integer (N, ...).
+            target: Labels of the same shape; what is no train id, such as 255, is void.
+        """
+        images, classes = len(preds), self.num_classes
+        cells = target.flatten(1).long() * classes + preds.flatten(1)
+        cells += torch.arange(images, device=cells.device).unsqueeze(1) * classes**2
+        cells = cells.where((target < classes).flatten(1), images * classes**2)  # void, counted last and left out
+        counts = torch.bincount(cells.flatten(), minlength=images * classes**2 + 1)
+        self._batch = counts[:-1].view(images, classes, classes)
+        self.confmat += self._batch.sum(dim=0)
+
+    def batch_mious(self) -> Tensor:
+        """Mean IoU of each image of the last batch, as `image_mious` counts it, on the device."""
+        if self._batch is None:
+            raise RuntimeError("Confusion: found no batch; expected `update` before `batch_mious`.")
+        return image_mious(merge_predictions(self._batch, self.merged))
 
     def compute(self) -> Tensor:
         """Pixel counts, integer (C, C)."""

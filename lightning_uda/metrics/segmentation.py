@@ -48,6 +48,23 @@ def mean_iou(iou: Tensor, indices: Sequence[int] | None = None, absent: float | 
     return chosen.nanmean() if absent is None else chosen.nan_to_num(absent).mean()
 
 
+def image_mious(confusions: Tensor) -> Tensor:
+    """Mean IoU of each image over the classes that its labels have, to tell good images from bad ones.
+
+    Classes that are only predicted don't count, as a few pixels of them would halve the score of a small image; they
+    are misses of the classes they fell on. Nothing waits for the device.
+
+    Args:
+        confusions: (N, C, C) pixel counts of each image; rows are ground truth.
+
+    Returns:
+        float32 (N,) in [0, 1]; NaN for an image without labels.
+    """
+    hits, truth = confusions.diagonal(dim1=1, dim2=2), confusions.sum(dim=2)
+    iou = hits.float() / (truth + confusions.sum(dim=1) - hits).float()
+    return iou.masked_fill(truth == 0, torch.nan).nanmean(dim=1)
+
+
 def merge_predictions(confusion: Tensor, merged: Mapping[int, int]) -> Tensor:
     """The matrix as if predictions of some classes had been predictions of others.
 
@@ -56,11 +73,11 @@ def merge_predictions(confusion: Tensor, merged: Mapping[int, int]) -> Tensor:
     misses of the class they fell on.
 
     Args:
-        confusion: (C, C); rows are ground truth.
+        confusion: (..., C, C); rows are ground truth.
         merged: Class predicted to class it counts as, both train ids.
 
     Returns:
-        (C, C) of the same type; columns of merged classes are 0.
+        The same shape and type; columns of merged classes are 0.
     """
-    targets = torch.tensor([merged.get(i, i) for i in range(confusion.shape[1])], device=confusion.device)
-    return torch.zeros_like(confusion).index_add_(1, targets, confusion)
+    targets = torch.tensor([merged.get(i, i) for i in range(confusion.shape[-1])], device=confusion.device)
+    return torch.zeros_like(confusion).index_add_(-1, targets, confusion)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import rich
 
+from lightning_uda.metrics import MIOU_NOTE
 from lightning_uda.report.notes import print_notes
 from lightning_uda.report.page import write_page
 from lightning_uda.report.runs import ReportError, Run, load_runs
@@ -15,19 +16,22 @@ from lightning_uda.report.table import best_miou, losses_table, table_of
 __all__ = ["ReportError", "Run", "build_report", "load_runs", "report"]
 
 
-def report(runs: Sequence[Path], output: Path) -> None:
+def report(runs: Sequence[Path], output: Path, against: Path | None = None) -> None:
     """Prints tables of several runs' IoUs and losses, best mIoUs and notes, writes their page and prints its path last.
 
     Args:
         runs: Run folders, as `build_report` takes them.
         output: The page to write.
+        against: A run over which the gain of every other one is shown; `None` shows that of the last over the first.
 
     Raises:
         ReportError: If a folder holds no evaluation, or the runs have different classes.
     """
-    loaded = load_runs(runs)
+    loaded = load_runs(runs, against)
+    compared = loaded[-1:] if against is None else loaded[1:]
     console = rich.get_console()
-    console.print(table_of(loaded))
+    console.print(table_of(loaded, compared))
+    console.print(MIOU_NOTE, style="dim", highlight=False)
     if losses := losses_table(loaded):
         console.print(losses)
     for run in loaded:
@@ -37,10 +41,10 @@ def report(runs: Sequence[Path], output: Path) -> None:
     for run in loaded:
         if not run.finished:
             console.print(f"{run.title} is not finished: step {run.last_step} of {run.max_steps}.", style="yellow")
-    console.print(str(write_page(loaded, output)), soft_wrap=True, highlight=False, markup=False)
+    console.print(str(write_page(loaded, output, compared)), soft_wrap=True, highlight=False, markup=False)
 
 
-def build_report(runs: Sequence[Path], output: Path) -> Path:
+def build_report(runs: Sequence[Path], output: Path, against: Path | None = None) -> Path:
     """Writes one HTML page that needs no other file, no network and no script.
 
     Args:
@@ -48,6 +52,7 @@ def build_report(runs: Sequence[Path], output: Path) -> Path:
             of which the latest that trained is taken.
         output: The page to write, or the folder of a `report.html`. A page that is there already is kept as
             `<stem>.<n>.html`.
+        against: A run over which the gain of every other one is shown; `None` shows that of the last over the first.
 
     Returns:
         Path of the page.
@@ -55,4 +60,5 @@ def build_report(runs: Sequence[Path], output: Path) -> Path:
     Raises:
         ReportError: If a folder holds no evaluation, or the runs have different classes.
     """
-    return write_page(load_runs(runs), output)
+    loaded = load_runs(runs, against)
+    return write_page(loaded, output, loaded[-1:] if against is None else loaded[1:])

@@ -14,12 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_uda.metrics import mean_column
+from lightning_uda.metrics import iou_column, mean_column
 from lightning_uda.report.runs import Run
 from lightning_uda.report.table import LOSS, losses_of
 
-_RUN_COLORS = ("#7f8ea8", "#0d9f8f", "#d98a06", "#8b5cf6", "#e0466a", "#3f8f3f", "#2f7fd6", "#a0642c")
-_LOSS_COLORS = ("#2f7fd6", "#e8743b", "#8b5cf6", "#3f9f5f", "#d6457e", "#b08a00")
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+"""Colours of Okabe and Ito, which colour-blind eyes tell apart; curves differ by their dashes too."""
+
+_DASHES = ((), (6, 2), (2, 2), (8, 2, 2, 2))  # lengths of strokes and gaps
+_SPARK = (120, 40)  # width and height
 _INK = "#010203"
 
 _Curve = tuple[str, str, list[int], list[float]]
@@ -28,7 +31,37 @@ _Curve = tuple[str, str, list[int], list[float]]
 
 def run_color(index: int) -> str:
     """Colour of a run in all charts and captions."""
-    return _RUN_COLORS[index % len(_RUN_COLORS)]
+    return COLORS[index % len(COLORS)]
+
+
+def class_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each class the IoU of all runs over the steps, as polylines; none if no run was evaluated twice.
+
+    Each has a `name`, a `top`, the IoU in percent at its upper edge (the highest, at least 1), and `lines` with
+    `points` in a box of 120 x 40, `color`, `dash` and the `last` value.
+    """
+    if all(len(run.evaluations) < 2 for run in runs):
+        return []
+    end = max(run.last_evaluation for run in runs) or 1
+    curves = []
+    for name in runs[0].classes:
+        scores = [run.scores(iou_column(name)) for run in runs]
+        top = max([1.0, *(value for _, values in scores for value in values)])
+        lines = [
+            {
+                "points": " ".join(
+                    f"{_SPARK[0] * step / end:.1f},{_SPARK[1] * (1 - value / top):.1f}"
+                    for step, value in zip(steps, values, strict=True)
+                ),
+                "color": run_color(i),
+                "dash": " ".join(map(str, _DASHES[i % len(_DASHES)])),
+                "last": f"{values[-1]:.1f}",
+            }
+            for i, (steps, values) in enumerate(scores)
+            if steps
+        ]
+        curves.append({"name": name, "top": top, "lines": lines})
+    return curves
 
 
 def charts_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -37,7 +70,7 @@ def charts_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     weights = [(run.title, run_color(i), *run.curve("train/lambda")) for i, run in enumerate(runs)]
     charts += _chart("lambda, the weight of target pixels", weights)
     losses = losses_of(runs)
-    colors = {name: _LOSS_COLORS[i % len(_LOSS_COLORS)] for i, name in enumerate(losses)} | {LOSS: _INK}
+    colors = {name: run_color(i) for i, name in enumerate(losses)} | {LOSS: _INK}
     for run in runs:
         charts += _chart(
             f"Losses of {run.title}", [(label, colors[name], *run.curve(name)) for name, label in losses.items()]
@@ -51,7 +84,10 @@ def _miou_chart(runs: Sequence[Run]) -> Markup:
         steps, values = run.scores(mean_column())
         if not steps:
             continue
-        axes.plot(steps, values, color=run_color(i), marker="o", markersize=4, linewidth=2, label=run.title)
+        axes.plot(
+            steps, values, color=run_color(i), dashes=_DASHES[i % len(_DASHES)], marker="o", markersize=4, linewidth=2,
+            label=run.title,
+        )  # fmt: skip
         axes.annotate(
             f"{values[-1]:.1f}", (steps[-1], values[-1]), (7, 0), textcoords="offset points",
             color=run_color(i), va="center", weight="bold", annotation_clip=False,

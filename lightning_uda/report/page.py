@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import platform
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,29 @@ import jinja2
 from markupsafe import Markup
 
 from lightning_uda.files import write_beside_older
-from lightning_uda.metrics import CONFUSIONS, mean_column
-from lightning_uda.report.charts import charts_of, run_color
+from lightning_uda.metrics import CONFUSIONS, MIOU_NOTE, mean_column
+from lightning_uda.report.charts import charts_of, class_curves, run_color
 from lightning_uda.report.notes import notes_of
 from lightning_uda.report.runs import Run, class_name, init_args
 from lightning_uda.report.table import best_miou, gain_of, loss_rows, rows_of
-from lightning_uda.tables import percent
+from lightning_uda.tables import percent, read_rows
 
 _STREAMS = ("source", "target")
 _MAX_TRAIN_ROWS = 2
-_PACKAGES = ("lightning-uda", "torch", "torchvision", "lightning", "torchmetrics", "timm", "numpy")
+_WEIGHTS = ("weights", "pretrained", "init_from", "load_from")
 
 
-def write_page(runs: Sequence[Run], output: Path) -> Path:
+def write_page(runs: Sequence[Run], output: Path, compared: Sequence[Run]) -> Path:
     """Writes the page and gives its path; a page that is there already is kept as `<stem>.<n>.html`."""
     output = Path(output)
     if output.is_dir():
         output = output / "report.html"
-    html = _render(runs)
+    html = _render(runs, compared)
     write_beside_older(output, html)
     return output
 
 
-def _render(runs: Sequence[Run]) -> str:
+def _render(runs: Sequence[Run], compared: Sequence[Run]) -> str:
     template = resources.files("lightning_uda.report").joinpath("page.html").read_text(encoding="utf-8")
     space = runs[0].label_space
     environment = jinja2.Environment(
@@ -47,13 +46,19 @@ def _render(runs: Sequence[Run]) -> str:
         stage="validation" if runs[0].stage == "val" else "test",
         cards=[_card(run, runs[0], run_color(i)) for i, run in enumerate(runs)],
         notes=notes_of(runs),
-        rows=list(rows_of(runs)),
+        rows=list(rows_of(runs, compared)),
+        gain_colors=[run_color(i) for i, run in enumerate(runs) if run in compared] if len(runs) > 1 else [],
+        compared=[run.title for run in compared],
+        miou_note=MIOU_NOTE,
+        confusions=[_confusion(run, run_color(i)) for i, run in enumerate(runs)],
+        curves=class_curves(runs),
         losses=list(loss_rows(runs)),
         charts=charts_of(runs),
         evaluation_rows=_evaluation_pictures(runs),
+        extremes=[found for i, run in enumerate(runs) if (found := _extremes(run, run_color(i)))],
         training=_training_pictures(runs),
+        record=_record(runs),
         palette=list(zip(space.classes, space.palette, strict=True)) if len(set(space.palette)) > 1 else [],
-        versions=_versions(),
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
     )
 
@@ -109,15 +114,67 @@ def _duration(run: Run) -> str:
     return f"{begin:%Y-%m-%d %H:%M}, took {took}" if took > timedelta(0) else f"{end:%Y-%m-%d %H:%M}"
 
 
-def _versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _confusion(run: Run, color: str) -> dict[str, Any]:
+    """The matrix of the last evaluation: what percentage of the pixels of each class was predicted as which."""
+    truth = run.confusion.sum(dim=1, keepdim=True)
+    shares = (100 * run.confusion.double() / truth).tolist()
+    rows = [
+        {"name": name, "cells": [None if value != value else round(value) for value in row]}
+        for name, row in zip(run.classes, shares, strict=True)
+    ]
+    return {"title": run.title, "color": color, "step": run.last_evaluation, "rows": rows}
+
+
+def _record(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """What was run, a row for each fact with a cell for each run; facts that no run tells are left out."""
+    columns = [_recorded(run) for run in runs]
+    names = dict.fromkeys(name for column in columns for name in column)
+    cells = {name: [column.get(name, "") for column in columns] for name in names}
+    return [(name, row) for name, row in cells.items() if any(row)]
+
+
+def _recorded(run: Run) -> dict[str, str]:
+    data, model = init_args(run.config.get("data")), init_args(run.config.get("model"))
+    sizes = run.record.get("data") or {}
+    facts = {}
+    for name in ("source", "target", "val", "test"):
+        images = f", {sizes[name]} images" if name in sizes else ""
+        facts[name] = f"{_describe(data[name])}{images}" if data.get(name) else ""
+    seed = run.config.get("seed_everything")
+    return {
+        **facts,
+        "network": _describe(model.get("network")),
+        "weights": ", ".join(dict.fromkeys(_weights(model))) or "random" * bool(model.get("network")),
+        "seed": "" if seed is None else str(seed),
+        "goes on from": ", ".join("/".join(folder.parts[-3:]) for folder in run.earlier),
+        "git": str(run.record.get("git") or ""),
+        **{name: str(version) for name, version in (run.record.get("versions") or {}).items()},
+    }
+
+
+def _weights(node: Any) -> list[str]:
+    """What a config names as weights, of any part of the method."""
+    if isinstance(node, list):
+        return [found for part in node for found in _weights(part)]
+    if not isinstance(node, dict):
+        return []
+    named = [f"{key}: {node[key]}" for key in _WEIGHTS if isinstance(node.get(key), str | bool) and node[key]]
+    return [*named, *(found for part in node.values() for found in _weights(part))]
+
+
+def _extremes(run: Run, color: str) -> dict[str, Any] | None:
+    """The worst and the best images of the last evaluation that was drawn, with their scores."""
+    found = _tiles(run, (f"{run.stage}_extremes.csv",))
+    if found is None:
+        return None
+    folder, rows = found[0], []
+    kinds = {"image": "image", "mask": "ground truth", "prediction": "prediction", "errors": "where it is wrong"}
+    for row in read_rows(folder / found[1]):
+        files = {kind: folder / f"{run.stage}_{row['picture']}_{kind}.png" for kind in kinds}
+        tiles = [_figure(file, kinds[kind]) for kind, file in files.items() if file.is_file()]
+        caption = f"{row['picture'].split('_')[0]}: {row['image']}, mIoU {percent(float(row['miou']))}"
+        rows.append({"caption": caption, "tiles": tiles})
+    return {"title": run.title, "color": color, "rows": rows}
 
 
 def _evaluation_pictures(runs: Sequence[Run]) -> list[list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lightning_uda.files import NOTES_FILE, STOPPED_EARLY, versions
+from lightning_uda.files import LABEL_SPACE_FILE, NOTES_FILE, RECORD_FILE, STOPPED_EARLY, versions
 from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
 from lightning_uda.metrics import CONFUSIONS, best_of, columns_of, evaluate, find_confusions, read_confusion
 from lightning_uda.metrics.columns import is_mean
@@ -23,7 +23,7 @@ class ReportError(ValueError):
     """A report can't be made of these runs; the message names the folder and the fix."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """What a run folder holds.
 
@@ -32,7 +32,10 @@ class Run:
         title: Short name for headings, distinct among the runs of a report.
         config: Content of `config.yaml`; empty if there is none.
         metrics: Rows of `metrics.csv`; none if there is no such file.
-        notes: Lines of `notes.txt`; none if there is no such file.
+        notes: Lines of `notes.txt`, if there is such a file; then a warning of classes that the set has no pixel of.
+        record: Content of `run.yaml`; empty if there is none.
+        earlier: Folders of the runs that this one went on from in a folder of its own, the first of them first; their
+            curves and evaluations are part of this one's.
         label_space: The classes.
         stage: Stage of the evaluations: "val" if there is one, else "test".
         evaluations: Columns (as in `iou.csv`) of each evaluation of the stage by its step, ascending; in percent, NaN
@@ -46,6 +49,8 @@ class Run:
     config: dict[str, Any]
     metrics: list[dict[str, str]]
     notes: list[str]
+    record: dict[str, Any]
+    earlier: list[Path]
     label_space: LabelSpace
     stage: str
     evaluations: dict[int, dict[str, float]]
@@ -60,6 +65,11 @@ class Run:
     def means(self) -> list[str]:
         """Columns of mean IoUs: `miou` and `miou_<subset>`, and these with `_<scope>`."""
         return [column for column in self.evaluations[self.last_evaluation] if is_mean(column)]
+
+    @property
+    def logged(self) -> list[str]:
+        """Columns of `metrics`."""
+        return list(dict.fromkeys(name for row in self.metrics for name in row))
 
     @property
     def last_evaluation(self) -> int:
@@ -91,7 +101,7 @@ class Run:
         """Whether the run got to its last step or was stopped early, as far as its files tell; an evaluation did."""
         if self.stopped_early:
             return True
-        trained = any(name.startswith("train/") for row in self.metrics[:1] for name in row)
+        trained = any(name.startswith("train/") for name in self.logged)
         if self.max_steps is None or not trained:
             return True
         interval = self.config.get("trainer", {}).get("log_every_n_steps") or 50
@@ -116,7 +126,7 @@ class Run:
         return _points((int(row["step"]), float(row.get(column) or math.nan)) for row in rows)
 
 
-def load_runs(folders: Sequence[Path]) -> list[Run]:
+def load_runs(folders: Sequence[Path], against: Path | None = None) -> list[Run]:
     """Reads run folders and checks that they can be compared.
 
     Raises:
@@ -125,6 +135,10 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     if not folders:
         raise ReportError("Found no run folder; give at least one, such as runs/demo/dacs.")
     runs = [_load_run(Path(folder)) for folder in folders]
+    if against is not None:
+        reference = _load_run(Path(against))
+        others = [run for run in runs if run.folder.resolve() != reference.folder.resolve()]
+        runs = [reference, *others]
     for run in runs[1:]:
         if run.classes != runs[0].classes:
             raise ReportError(
@@ -160,24 +174,62 @@ def init_args(node: Any) -> Mapping[str, Any]:
 
 def _load_run(folder: Path) -> Run:
     version = _version_folder(folder)
-    config_file, metrics_file, notes_file = (version / name for name in ("config.yaml", "metrics.csv", NOTES_FILE))
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    config = _read_yaml(version / "config.yaml")
+    notes_file = version / NOTES_FILE
+    notes = notes_file.read_text(encoding="utf-8").splitlines() if notes_file.is_file() else []
     stage, matrices, classes = _read_matrices(version)
-    space = _label_space(config, classes)
+    space = _label_space(version, config, classes)
+    last = evaluate(matrices[max(matrices)][None], space)
+    if warning := last.lacking(stage):
+        notes.append(f"warning: {warning}")
+    metrics, earlier = _read_metrics(version), _earlier(version)
+    for before in reversed(earlier):
+        start = min([*matrices, *(int(row["step"]) for row in metrics if row.get("step"))])
+        metrics = [row for row in _read_metrics(before) if row.get("step") and int(row["step"]) < start] + metrics
+        if find_confusions(before):
+            other, more, names = _read_matrices(before)
+            if (other, names) == (stage, classes):
+                matrices = {step: found for step, found in more.items() if step <= start} | matrices
     return Run(
         folder=version,
         title=_title(version, config),
         config=config,
-        metrics=read_rows(metrics_file) if metrics_file.is_file() else [],
-        notes=notes_file.read_text(encoding="utf-8").splitlines() if notes_file.is_file() else [],
+        metrics=metrics,
+        notes=notes,
+        record=_read_yaml(version / RECORD_FILE),
+        earlier=earlier,
         label_space=space,
         stage=stage,
         evaluations={
             step: columns_of(evaluate(matrix, space, scope) for scope, matrix in by_scope.items())
-            for step, by_scope in matrices.items()
+            for step, by_scope in sorted(matrices.items())
         },
         confusion=matrices[max(matrices)][None],
     )
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_metrics(version: Path) -> list[dict[str, str]]:
+    file = version / "metrics.csv"
+    return read_rows(file) if file.is_file() else []
+
+
+def _earlier(version: Path) -> list[Path]:
+    """Folders of the runs that a training went on from by `--ckpt_path FILE`, the first of them first."""
+    found = [version]
+    while _has_trained(found[0]) and (checkpoint := _read_yaml(found[0] / "config.yaml").get("ckpt_path")):
+        folder = Path(checkpoint).parent.parent
+        sibling = found[0].parent / folder.name  # where the run was moved, or its path is relative to another folder
+        moved = [sibling] if folder.parent.name == sibling.parent.name else []
+        there = next((path for path in (folder, *moved) if _has_trained(path) and path not in found), None)
+        if there is None:
+            break
+        found.insert(0, there)
+    return found[:-1]
 
 
 def _read_matrices(version: Path) -> tuple[str, dict[int, dict[str | None, Tensor]], list[str]]:
@@ -207,7 +259,9 @@ def _version_folder(folder: Path) -> Path:
 
 
 def _has_trained(folder: Path) -> bool:
-    """Whether a run trained, rather than evaluated a checkpoint: only then its metrics hold losses."""
+    """Whether a run trained, rather than evaluated a checkpoint: only then it has notes, and losses in its metrics."""
+    if (folder / NOTES_FILE).is_file():
+        return True
     metrics = folder / "metrics.csv"
     if not metrics.is_file():
         return False
@@ -225,13 +279,19 @@ def _no_evaluation(folder: Path) -> str:
     )
 
 
-def _label_space(config: Mapping[str, Any], classes: Sequence[str]) -> LabelSpace:
-    """That of the run's config, else the built-in one of the same classes, else a grey one without subsets."""
+def _label_space(version: Path, config: Mapping[str, Any], classes: Sequence[str]) -> LabelSpace:
+    """That in the run's folder, else of its config, else a grey one without subsets.
+
+    A built-in one of the same classes stands in only where there is no word of another: its colours may differ from
+    those of the run's pictures.
+    """
     name = init_args(config.get("data")).get("label_space")
+    file = version / LABEL_SPACE_FILE
     try:
-        known = [*([get_label_space(str(name))] if name else []), *LABEL_SPACES.values()]
+        known = [get_label_space(str(file))] if file.is_file() else []
+        known += [get_label_space(str(name))] if name else LABEL_SPACES.values()
     except ValueError:  # a file that isn't here any more
-        known = list(LABEL_SPACES.values())
+        pass
     plain = LabelSpace("classes of the run", tuple(classes), ((128, 128, 128),) * len(classes))
     return next((space for space in known if list(space.classes) == list(classes)), plain)
 

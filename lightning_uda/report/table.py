@@ -17,21 +17,27 @@ LOSS = "train/loss"
 """Column of the total loss in `metrics.csv`; `train/loss_<name>` are those of its parts."""
 
 
-def table_of(runs: Sequence[Run]) -> Table:
-    """IoU per class and mean IoU of runs, for a console."""
-    gain = ["gain"] if len(runs) > 1 else []
-    return console_table("IoU in %", ["class", *(run.title for run in runs), *gain], map(_console_row, rows_of(runs)))
+def table_of(runs: Sequence[Run], compared: Sequence[Run] | None = None) -> Table:
+    """IoU per class and mean IoU of runs, for a console; see `rows_of`."""
+    compared = runs[-1:] if compared is None else compared
+    gains = ["gain"] if len(compared) == 1 else [f"gain of {run.title}" for run in compared]
+    columns = ["class", *(run.title for run in runs), *(gains if len(runs) > 1 else [])]
+    return console_table("IoU in %", columns, map(_console_row, rows_of(runs, compared)))
 
 
-def rows_of(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Rows of the table of IoUs, for the console and for the page."""
+def rows_of(runs: Sequence[Run], compared: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Rows of the table of IoUs, for the console and for the page.
+
+    Args:
+        runs: The runs.
+        compared: Those of them whose gain over the first is shown, if there are several runs.
+    """
     space, means = runs[0].label_space, runs[0].means
     labels = {iou_column(name): name for name in space.classes} | {name: score_label(name) for name in means}
     colors = dict(zip(labels, space.palette, strict=False))
     for column, label in labels.items():
         values = [run.value(column) for run in runs]
         best = max((value for value in values if value is not None), default=None) if len(runs) > 1 else None
-        gain, trend = gain_of(values[0], values[-1])
         yield {
             "label": label,
             "mean": column in means,
@@ -42,8 +48,7 @@ def rows_of(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 {"text": percent(value), "width": value or 0.0, "best": value is not None and value == best}
                 for value in values
             ],
-            "gain": gain if len(runs) > 1 else None,
-            "trend": trend,
+            "gains": [gain_of(values[0], run.value(column)) for run in compared] if len(runs) > 1 else [],
         }
 
 
@@ -73,7 +78,7 @@ def loss_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 def losses_of(runs: Sequence[Run]) -> dict[str, str]:
     """Columns of `metrics.csv` that are losses, and their names: `train/loss_mixed` "mixed", `train/loss` "total"."""
-    columns = sorted({name for run in runs for row in run.metrics[:1] for name in row})
+    columns = sorted({name for run in runs for name in run.logged})
     parts = {name: name[len(LOSS) + 1 :].replace("_", " ") for name in columns if name.startswith(f"{LOSS}_")}
     return parts | ({LOSS: "total"} if LOSS in columns else {})
 
@@ -88,6 +93,5 @@ def gain_of(first: float | None, last: float | None) -> tuple[str, str]:
 
 def _console_row(row: dict[str, Any]) -> Row:
     cells = [Text(cell["text"], style="bold" if cell["best"] else "") for cell in row["cells"]]
-    if row["gain"] is not None:
-        cells.append(Text(row["gain"], style={"up": "green", "down": "red"}.get(row["trend"], "")))
+    cells += [Text(gain, style={"up": "cyan", "down": "yellow"}.get(trend, "")) for gain, trend in row["gains"]]
     return Row(row["label"], cells, row["color"], "bold" if row["mean"] else "", row["first_mean"])

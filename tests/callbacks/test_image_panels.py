@@ -8,9 +8,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from lightning_uda.callbacks import IoUTable
 from lightning_uda.callbacks.image_panels import ImagePanels, compose_strip, log_image
 from lightning_uda.label_spaces import CITYSCAPES
+from lightning_uda.methods import SourceOnly
+from lightning_uda.metrics import latest_image_scores
 from lightning_uda.step import Labels, View
+from lightning_uda.tables import read_rows
+from tests.fixtures.tiny import tiny_data, tiny_network
 
 HEIGHT, WIDTH = 8, 16
 
@@ -161,6 +166,43 @@ def test_nothing_is_copied_from_the_device_between_drawings(monkeypatch):
     assert outputs["mixed"]["image"].mock_calls == []
 
 
+def test_the_worst_and_the_best_images_are_drawn_by_what_the_network_makes_of_them(tmp_path):
+    data = tiny_data(num_workers=0)
+    data.val.length = 5
+    module = SourceOnly(network=tiny_network(), label_space="camvid")
+    trainer = pl.Trainer(
+        accelerator="cpu", callbacks=[ImagePanels(num_extremes=2), IoUTable(False)], enable_progress_bar=False,
+        logger=CSVLogger(tmp_path, "run", version=0), enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.validate(module, data, verbose=False)
+    expected, errors = {}, {}
+    module.eval()
+    for i in range(5):
+        truth = torch.from_numpy(data.val.load_label(i).astype(int))
+        image = torch.from_numpy(data.val.load_image(i)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            pred = module.predict_labels(image, truth.shape)[0]
+        valid = truth != 255
+        ious = [
+            float(((truth == c) & (pred == c)).sum() / (((truth == c) | (pred == c)) & valid).sum())
+            for c in truth[valid].unique()
+        ]
+        expected[data.val.name(i)] = 100 * sum(ious) / len(ious)
+        errors[data.val.name(i)] = (int((pred != truth)[valid].sum()), int((~valid).sum()))
+    ranked = sorted(expected, key=expected.get)
+    scores = latest_image_scores(tmp_path / "run/version_0", "val")
+    assert [name for name, _ in scores] == ranked
+    assert [score for _, score in scores] == pytest.approx([expected[name] for name in ranked], abs=1e-3)
+    folder = tmp_path / "run/version_0/panels/step_000000"
+    chosen = {row["picture"]: row["image"] for row in read_rows(folder / "val_extremes.csv")}
+    names = {"worst_0": ranked[0], "worst_1": ranked[1], "best_0": ranked[-1], "best_1": ranked[-2]}
+    assert chosen == names
+    for picture, name in names.items():
+        wrong = np.asarray(Image.open(folder / f"val_{picture}_errors.png")).reshape(-1, 3)
+        assert ((wrong == (213, 94, 0)).all(1).sum(), (wrong == 0).all(1).sum()) == errors[name]
+        assert (folder / f"val_{picture}_prediction.png").is_file()
+
+
 def test_strip_sets_tiles_side_by_side():
     red = np.zeros((10, 20, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
     blue = np.zeros((20, 40, 3), np.uint8) + np.array([0, 0, 255], np.uint8)
@@ -194,6 +236,8 @@ def test_tensorboard_gets_the_image(tmp_path):
 def test_impossible_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="expected numbers of 1 or more"):
         ImagePanels(**arguments)
+    with pytest.raises(ValueError, match="num_extremes -1; expected 0 or more"):
+        ImagePanels(num_extremes=-1)
 
 
 def test_tiles_of_self_training(tmp_path):

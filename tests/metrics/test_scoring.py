@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_uda.label_spaces import CAMVID, CITYSCAPES, NTHU_MERGED, NTHU_MERGED_TRAIN_AS_BUS
-from lightning_uda.metrics import Scoring, iou_per_class, mean_iou
+from lightning_uda.metrics import Confusion, Scoring, iou_per_class, mean_iou
 
 
 @pytest.mark.parametrize(("merged", "key"), [(NTHU_MERGED, ""), (NTHU_MERGED_TRAIN_AS_BUS, "_train_as_bus")])
@@ -24,6 +24,28 @@ def test_without_merging_the_matrix_holds_what_was_counted():
     metric.update(torch.tensor([[3, 2, 5]]), torch.tensor([[3, 2, 255]]))
     assert metric.compute().sum() == 2
     assert metric.compute()[3, 3] == 1
+
+
+def test_each_image_of_a_batch_is_scored_over_the_classes_of_its_labels():
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.randint(0, 4, (5, 6, 7), generator=generator)
+    pred = torch.randint(0, 5, (5, 6, 7), generator=generator)
+    truth[2], truth[3][truth[3] == 1], truth[:, 0] = 255, 255, 255
+    metric = Confusion(5, merged={4: 0})
+    for part in (slice(0, 2), slice(2, 5)):
+        metric.update(pred[part], truth[part])
+    scores = metric.batch_mious()
+    merged = pred.masked_fill(pred == 4, 0)
+    expected = [[int(((truth == t) & (merged == p)).sum()) for p in range(5)] for t in range(5)]
+    assert metric.compute().tolist() == expected
+    assert scores.isnan().tolist() == [True, False, False]
+    for image, score in zip((3, 4), scores[1:], strict=True):
+        valid = truth[image] != 255
+        ious = []
+        for c in truth[image][valid].unique():
+            label, guess = (truth[image] == c)[valid], (merged[image] == c)[valid]
+            ious.append(float((label & guess).sum() / (label | guess).sum()))
+        assert float(score) == pytest.approx(sum(ious) / len(ious), rel=1e-6)
 
 
 def test_labels_of_a_scope_are_void_where_it_does_not_count():

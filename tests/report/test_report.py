@@ -1,5 +1,6 @@
 import base64
 import io
+import itertools
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,10 +13,11 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from lightning_uda.label_spaces import LABEL_SPACES
-from lightning_uda.metrics import keep_confusion
+from lightning_uda.files import LABEL_SPACE_FILE, RECORD_FILE
+from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace
+from lightning_uda.metrics import MIOU_NOTE, keep_confusion
 from lightning_uda.report import ReportError, build_report, load_runs, report
-from lightning_uda.report.charts import _smooth
+from lightning_uda.report.charts import COLORS, _smooth
 from lightning_uda.report.grid_table import metric_of
 from lightning_uda.report.notes import notes_of, print_notes
 from lightning_uda.report.table import losses_table, table_of
@@ -114,21 +116,24 @@ def text_of(folders):
 
 
 class Page(HTMLParser):
-    """Collects what the tests look at."""
+    """Collects what the tests look at; `rows` are those of the tables of scores and losses, `tables` further ones."""
 
     def __init__(self, text):
         super().__init__()
         self.tags, self.attributes, self.rows, self.words, self._in_cell = [], [], [], [], False
-        self.figures = []
+        self.figures, self.tables, self._into = [], {}, self.rows
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
+        if tag == "table":
+            name = dict(attrs).get("class")
+            self._into = self.tables.setdefault(name, []) if name else self.rows
         if tag == "tr":
-            self.rows.append([])
+            self._into.append([])
         if tag in ("td", "th"):
-            self.rows[-1].append("")
+            self._into[-1].append("")
             self._in_cell = True
         if tag == "img":
             self.figures.append((dict(attrs)["alt"], dict(attrs)["src"]))
@@ -139,7 +144,7 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.words.append(data)
         if self._in_cell:
-            self.rows[-1][-1] += data
+            self._into[-1][-1] += data
 
     @property
     def text(self):
@@ -173,7 +178,7 @@ def test_best_values_and_losses_are_marked(tmp_path):
 
 def test_page_tells_what_the_runs_were(runs, tmp_path):
     text = page_of(build_report(runs, tmp_path / "report.html")).text
-    for expected in ("Source only vs. DACS", "CamVid → Dusk", "DeepLabV2 (resnet18)", "seed 7", "steps 200", "torch 2"):
+    for expected in ("Source only vs. DACS", "CamVid → Dusk", "DeepLabV2 (resnet18)", "seed 7", "steps 200"):
         assert expected in text
     assert "not finished" not in text
     assert str(tmp_path) not in text
@@ -235,7 +240,7 @@ def test_charts(runs, tmp_path):
     assert titles == [
         "mIoU in %", "lambda, the weight of target pixels", "Losses of Source only", "Losses of DACS",
     ]  # fmt: skip
-    charts = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    charts = re.findall(r"</h3>(<svg.*?</svg>)", html, flags=re.DOTALL)
     assert ">41.7</text>" in charts[0]
     legends = [re.findall(r">(mixed|source|total)</text>", chart) for chart in charts]
     assert legends == [[], [], ["source", "total"], ["mixed", "source", "total"]]
@@ -259,7 +264,7 @@ def test_negative_losses_are_in_the_picture(tmp_path):
     run = write_run(tmp_path / "crst", (20.0, 30.0))
     append_row(run / "metrics.csv", {"step": 300, "train/loss_regularizer": -3.0})
     html = build_report([run], tmp_path / "report.html").read_text()
-    assert "\u22123</text>" in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)[1]
+    assert "\u22123</text>" in re.findall(r"</h3>(<svg.*?</svg>)", html, flags=re.DOTALL)[1]
 
 
 def test_one_run_has_no_gain(runs, tmp_path):
@@ -461,10 +466,20 @@ def test_a_matrix_that_is_none_is_named(runs, tmp_path):
         load_runs(runs)
 
 
-def test_classes_of_a_label_space_that_is_gone_are_grey_and_those_of_a_built_in_one_are_known(tmp_path):
+def test_the_colours_of_a_run_come_before_those_of_a_built_in_space_of_the_same_names(tmp_path):
     folder = write_run(tmp_path / "a", (20.0, 30.0))
-    (folder / "space.yaml").unlink()
+    own = LabelSpace("mine", CLASSES, tuple((i, 99, 200) for i in range(11)), {"few": ("Road", "Car")})
+    (folder / LABEL_SPACE_FILE).write_text(own.as_yaml())
+    (folder / "space.yaml").unlink()  # what its config names
+    assert load_runs([folder])[0].label_space == own
+    assert "background:rgb(0, 99, 200)" in build_report([folder], tmp_path / "report.html").read_text()
+    (folder / LABEL_SPACE_FILE).unlink()
+    assert load_runs([folder])[0].label_space.palette == ((128, 128, 128),) * 11
+    (folder / "config.yaml").unlink()  # no word of another
     assert load_runs([folder])[0].label_space == LABEL_SPACES["camvid"]
+
+
+def test_classes_of_a_label_space_that_is_gone_are_grey(tmp_path):
     folder = write_run(tmp_path / "b", (20.0, 30.0), classes=("road", "sky"))
     (folder / "space.yaml").unlink()
     assert load_runs([folder])[0].label_space.palette == ((128, 128, 128),) * 2
@@ -475,6 +490,171 @@ def test_runs_of_different_classes(runs, tmp_path):
     other = write_run(tmp_path / "other", (20.0, 30.0), classes=(*CLASSES[:-1], "Tram"))
     with pytest.raises(ReportError, match=r"different label spaces.*\['Bicyclist', 'Tram'\]"):
         build_report([*runs, other], tmp_path / "report.html")
+
+
+def test_a_training_that_logged_no_loss_comes_before_a_later_validation(tmp_path):
+    trained = write_run(tmp_path / "dacs/version_0", (30.0,), method="DACS", steps=(5,), notes=("optimiser: SGD",))
+    validated = write_run(tmp_path / "dacs/version_1", (50.0,), method="DACS", steps=(5,))
+    for folder in (trained, validated):
+        (folder / "metrics.csv").write_text("epoch,step,val/miou\n0,4,30.0\n")
+    assert load_runs([tmp_path / "dacs"])[0].folder == trained
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_runs_that_go_on_from_each_other_are_one_curve(tmp_path, moved):
+    first = write_run(tmp_path / "old/dacs/version_0", (10.0, 20.0, 99.0), steps=(50, 109, 150), classes=("a", "b"))
+    second = write_run(tmp_path / "old/dacs/version_1", (21.0, 30.0), steps=(130, 250), classes=("a", "b"))
+    third = write_run(tmp_path / "old/dacs/version_2", (40.0,), steps=(300,), classes=("a", "b"))
+    for folder, before, steps in ((second, first, range(109, 250, 10)), (third, second, range(209, 300, 10))):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["ckpt_path"] = str(before / "checkpoints/last.ckpt")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "metrics.csv").unlink()
+        for step in steps:
+            append_row(folder / "metrics.csv", {"step": step, "train/loss": step, "train/loss_late": 1.0})
+    if moved:
+        (tmp_path / "old").rename(tmp_path / "new")
+        third = tmp_path / "new/dacs/version_2"
+    (run,) = load_runs([third])
+    steps, losses = run.curve("train/loss")
+    assert steps == [*range(9, 300, 10)]
+    assert losses[9:11] == pytest.approx([1 / 99, 109], rel=1e-3)
+    assert losses[19:21] == pytest.approx([199, 209])
+    assert run.scores("iou_a") == ([50, 109, 130, 300], pytest.approx([10.0, 20.0, 21.0, 40.0]))
+    text = page_of(build_report([third], tmp_path / "report.html")).text
+    assert "dacs/version_0, " in text
+    assert "goes on from" in text
+
+
+def test_the_mean_is_explained_and_classes_without_a_pixel_are_warned_of(tmp_path, monkeypatch):
+    console = Console(record=True, width=300, file=io.StringIO())
+    monkeypatch.setattr(rich, "_console", console)
+    folder = write_run(tmp_path / "dacs", (20.0, 30.0), classes=("road", "sky", "tram"))
+    report([folder], tmp_path / "report.html")
+    warning = "No pixel of the validation images is tram"
+    assert MIOU_NOTE in (text := console.export_text())
+    assert warning not in text
+    write_evaluation(folder, 200, (50.0, 5.0, float("nan")), ("road", "sky", "tram"))
+    report([folder], tmp_path / "report.html")
+    assert f"warning: {warning}" in console.export_text()
+    page = page_of(tmp_path / "report.html").text
+    assert MIOU_NOTE in page
+    assert f"Warning. {warning}" in page
+
+
+def test_gains_are_over_the_chosen_run(tmp_path, monkeypatch):
+    console = Console(record=True, width=200, file=io.StringIO())
+    monkeypatch.setattr(rich, "_console", console)
+    names = {"a": 30.0, "b": 20.0, "c": 45.0}
+    a, b, c = (write_run(tmp_path / name, (10.0, value), classes=("road", "sky")) for name, value in names.items())
+    report([a, b, c], tmp_path / "report.html", against=b)
+    rows = page_of(tmp_path / "report.html").rows
+    assert rows[0] == ["class", "b", "a", "c", "gain", "gain"]
+    assert rows[1] == ["road", "20.0", "30.0", "45.0", "+10.0", "+25.0"]
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["██", "road", "20.0", "30.0", "45.0", "+10.0", "+25.0"] in lines
+    assert page_of(build_report([a, c], tmp_path / "report.html", against=b)).rows == rows
+    assert page_of(build_report([a], tmp_path / "report.html", against=b)).rows[1] == ["road", "20.0", "30.0", "+10.0"]
+
+
+def test_the_confusion_matrix_says_what_was_taken_for_what(tmp_path):
+    folder = write_run(tmp_path / "dacs", (20.0, 30.0), classes=("road", "sky", "tram"))
+    matrix = torch.tensor([[150, 45, 5], [1, 999, 0], [0, 0, 0]])
+    keep_confusion(folder, "val", 200, None, matrix, ("road", "sky", "tram"))
+    page = page_of(build_report([folder], tmp_path / "report.html"))
+    assert page.tables["matrix"] == [
+        ["", "road", "sky", "tram"], ["road", "75", "22", "2"], ["sky", "", "100", ""], ["tram", "-", "-", "-"],
+    ]  # fmt: skip
+
+
+def test_every_class_has_its_curve(tmp_path):
+    folders = [
+        write_run(tmp_path / name, values, classes=("road", "sky"))
+        for name, values in (("a", (20.0, 40.0)), ("b", (10.0, 30.0)))
+    ]
+    html = build_report(folders, tmp_path / "report.html").read_text()
+    lines = re.findall(r'<polyline points="(.*?)" stroke="(.*?)" stroke-dasharray="(.*?)"', html)
+    assert [points for points, *_ in lines[:2]] == ["60.0,20.0 120.0,0.0", "60.0,30.0 120.0,10.0"]  # of 40 in height
+    assert len(lines) == 4
+    assert lines[0][1:] != lines[1][1:]
+    assert lines[0][2] != lines[1][2]
+    once = write_run(tmp_path / "once", (20.0,), steps=(200,))
+    assert "<polyline" not in build_report([once], tmp_path / "report.html").read_text()
+
+
+def test_worst_and_best_images_are_shown_with_their_scores(tmp_path):
+    folder = write_run(tmp_path / "dacs", (20.0, 30.0), classes=("road", "sky"))
+    panels = folder / "panels/step_000200"
+    table = "picture,image,miou\nworst_0,night <1>,3.25\nbest_0,noon,91.0\n"
+    (panels / "val_extremes.csv").write_text(table)
+    for picture in ("worst_0", "best_0"):
+        for kind in ("image", "mask", "prediction", "errors"):
+            Image.new("RGB", (2, 2)).save(panels / f"val_{picture}_{kind}.png")
+    page = page_of(build_report([folder], tmp_path / "report.html"))
+    assert "worst: night <1>, mIoU 3.2" in page.text
+    assert "best: noon, mIoU 91.0" in page.text
+    assert [caption for caption, _ in page.figures][-4:] == ["image", "ground truth", "prediction", "where it is wrong"]
+
+
+def test_pictures_are_enlarged_without_a_script(runs, tmp_path):
+    html = build_report(runs, tmp_path / "report.html").read_text()
+    assert html.count('<input type="checkbox"') == html.count("<img") > 0
+    assert ".zoom input:checked + img" in html
+    assert "<script" not in html
+
+
+def test_the_page_says_what_was_run(tmp_path):
+    folders = [write_run(tmp_path / name, (20.0, 30.0)) for name in "ab"]
+    record = {
+        "versions": {"torch": "2.9.1"},
+        "git": "abcdef123456, 1 file changed",
+        "data": {"source": 2975, "target": 12},
+    }
+    (folders[0] / RECORD_FILE).write_text(yaml.safe_dump(record))
+    config = yaml.safe_load((folders[1] / "config.yaml").read_text())
+    network = config["model"]["init_args"]["network"]
+    network["init_args"]["backbone"] = {"class_path": "pkg.TimmBackbone", "init_args": {"pretrained": True}}
+    config["model"]["init_args"]["init_from"] = "runs/x"
+    (folders[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = page_of(build_report(folders, tmp_path / "report.html")).tables["record"]
+    assert rows[:3] == [
+        ["", "a", "b"],
+        ["source", "CamVid, 2975 images", "CamVid"],
+        ["target", "Dusk, 12 images", "Dusk"],
+    ]
+    for row in (
+        ["weights", "random", "init_from: runs/x, pretrained: True"], ["seed", "7", "7"],
+        ["git", "abcdef123456, 1 file changed", ""], ["torch", "2.9.1", ""],
+    ):  # fmt: skip
+        assert row in rows
+
+
+DICHROMACY = {  # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab_of(color, sight):
+    """CIELAB of a colour such as #0072b2, as an eye sees it."""
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(sight) @ linear, 0, 1)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    x, y, z = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in to_xyz @ seen / [0.95047, 1, 1.08883])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_colour_blind_eyes_tell_runs_and_gains_from_losses(runs, tmp_path):
+    html = build_report(runs, tmp_path / "report.html").read_text()
+    ups, downs = (re.findall(rf"--{name}: (#\w+)", html) for name in ("up", "down"))
+    assert len(ups) == len(downs) == 2  # light and dark
+    pairs = [(*pair, 15) for pair in itertools.combinations(COLORS, 2)]
+    pairs += [(up, down, 50) for up, down in zip(ups, downs, strict=True)]
+    for sight in (np.eye(3), *DICHROMACY.values()):
+        for one, other, distance in pairs:
+            assert np.linalg.norm(lab_of(one, sight) - lab_of(other, sight)) > distance
 
 
 def test_no_runs(tmp_path):
