@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -135,11 +136,14 @@ class ImagePanels(Callback):
         images = getattr(loader, "dataset", None)
         if self._folder is None or not trainer.is_global_zero or not isinstance(images, EvaluationImages):
             return
+        if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+            return  # sharded networks need all processes
         scores = latest_image_scores(self._folder, stage)
         count = min(self.num_extremes, len(scores) // 2)
         chosen = {f"worst_{i}": scores[i] for i in range(count)} | {f"best_{i}": scores[-1 - i] for i in range(count)}
         wanted = {name for name, _ in chosen.values()}
         indices = {name: i for i in range(len(images)) if (name := images.dataset.name(i)) in wanted}
+        chosen = {picture: score for picture, score in chosen.items() if score[0] in indices}
         for picture, (name, _) in chosen.items():
             item = images[indices[name]]
             image, mask = torch.from_numpy(item["image"]), torch.from_numpy(item["mask"])
