@@ -17,7 +17,7 @@ FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench minicity dusk dusk-scratch daformer t2sda nthu clean
+.PHONY: help demo test test-slow lint format type bench minicity dusk dusk-scratch daformer t2sda nthu docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ type: $(READY)  ## Check types
 
 bench: $(READY)  ## Run the benchmarks, on a quiet machine (half an hour)
 	@for name in dacs_step method_steps minicity_speed loading surroundings cbst_thresholds contrast pull; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+docs: $(READY)  ## Build the documentation's site, build/docs/index.html; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 minicity: $(READY)  ## The MiniCity benchmark over SEEDS="0 1 2"; runs whose figures are in docs/figures aren't trained again; JOBS=2 runs two at once
 	$(GRID)/minicity.yaml $(OVER_SEEDS) $(call FIGURES,minicity) -- $(OPTIONS)

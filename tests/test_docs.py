@@ -1,11 +1,15 @@
 """The documentation's commands run, and the files it names exist."""
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lightning_uda.__main__ import main
 from tests.fixtures.official_layouts import make_bdd100k, make_cityscapes, make_gta5, make_nthu, make_synthia
@@ -109,3 +113,30 @@ def test_the_benchmarks_page_has_the_tables_of_the_committed_figures():
     page = script.PAGE.read_text(encoding="utf-8")
     assert page.count("| DACS |") >= 4
     assert script.filled(page) == page
+
+
+def test_the_site_is_built_without_a_warning_and_has_every_public_class(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in PAGES[1:]} - {"index"}
+    assert [page for page in pages if not (tmp_path / page / "index.html").is_file()] == []
+    reference = (tmp_path / "reference/index.html").read_text()
+    rooms = ("methods", "terms", "networks", "datasets", "mixing", "translation", "inference", "optim", "callbacks")
+    classes = [value for room in rooms for value in vars(importlib.import_module(f"lightning_uda.{room}")).values()]
+    public = {
+        each.__name__ for each in classes if isinstance(each, type) and each.__module__.startswith("lightning_uda.")
+    }
+    assert len(public) > 100
+    assert sorted(name for name in public if not re.search(rf'id="lightning_uda\.\w+\.{name}"', reference)) == []
+
+
+def test_a_broken_link_fails_the_site(tmp_path):
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("[gone](gone.md)")
+    content = {"site_name": "x", "strict": True, "validation": config["validation"]}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "mkdocs", "build"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 1
