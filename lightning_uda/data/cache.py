@@ -90,6 +90,11 @@ class CachedDataset(SegmentationDataset):
         """Number of images."""
         return len(self.dataset)
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Those of the dataset."""
+        return self.dataset.parts
+
     def name(self, index: int) -> str:
         """Name of image `index` in the dataset."""
         return self.dataset.name(index)

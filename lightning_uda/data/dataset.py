@@ -100,6 +100,11 @@ class SegmentationDataset(ABC):
     def __len__(self) -> int:
         """Number of images."""
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Number of images of each of the sets that this one was put together of, in the order of the images."""
+        return (len(self),)
+
     @abstractmethod
     def name(self, index: int) -> str:
         """Name of an image, without folder or extension; unique in the set."""

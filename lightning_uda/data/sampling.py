@@ -78,6 +78,58 @@ class Shuffled(Sampling):
         return Stream(origin.stream, origin.dataset, origin.transform, origin.seed, origin.label_reader)
 
 
+class WeightedParts(Sampling):
+    """Images of several sets by shares of your choice, drawn at random with replacement; for the dataset `Concat`.
+
+    Args:
+        weights: Of each set, in the order of the sets; a sample is of a set with the probability of its share in their
+            sum.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or their sum is 0.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        if not all(0 <= weight < np.inf for weight in weights) or not sum(weights) > 0:
+            raise ValueError(
+                f"WeightedParts: found weights={list(weights)}, expected numbers of at least 0, one above 0."
+            )
+        self.weights = list(weights)
+
+    def stream(self, origin: Origin, statistics: Callable[[], ClassStatistics]) -> WeightedStream:
+        """The stream; statistics aren't used.
+
+        Raises:
+            ValueError: If there are not as many sets as weights.
+        """
+        parts = origin.dataset.parts
+        if len(parts) != len(self.weights):
+            raise ValueError(
+                f"WeightedParts: found {len(self.weights)} weights, but data.{origin.stream} is of {len(parts)} sets. "
+                f"Give data.{origin.stream}_sampling.weights one for each of the datasets of a Concat."
+            )
+        return WeightedStream(origin, np.array(self.weights) / sum(self.weights))
+
+
+class WeightedStream(Stream):
+    """Endless stream over the sets of a `Concat`; see `WeightedParts`.
+
+    Args:
+        origin: What is drawn from.
+        shares: (sets,), of the samples, summing to 1.
+    """
+
+    def __init__(self, origin: Origin, shares: npt.NDArray[np.float64]) -> None:
+        super().__init__(origin.stream, origin.dataset, origin.transform, origin.seed, origin.label_reader)
+        self.shares = shares
+
+    def index(self, position: int) -> int:
+        """Which image of the dataset stands at a position."""
+        rng = np.random.default_rng((*self.key, 2, position))
+        part = int(rng.choice(len(self.shares), p=self.shares))
+        return sum(self.dataset.parts[:part]) + int(rng.integers(self.dataset.parts[part]))
+
+
 class RareClass(Sampling):
     """Rare class sampling of DAFormer (Hoyer et al., CVPR 2022, section 3.3): crops that show classes drawn by rarity.
 

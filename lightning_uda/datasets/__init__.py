@@ -4,6 +4,7 @@ from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDatase
 from lightning_uda.datasets.bdd100k import BDD100K
 from lightning_uda.datasets.camvid import CamVid
 from lightning_uda.datasets.cityscapes import Cityscapes
+from lightning_uda.datasets.concat import Concat
 from lightning_uda.datasets.folder import FolderDataset, ImageFolder
 from lightning_uda.datasets.gta5 import GTA5
 from lightning_uda.datasets.minicity import MiniCity
@@ -17,6 +18,7 @@ __all__ = [
     "SYNTHIA",
     "CamVid",
     "Cityscapes",
+    "Concat",
     "DatasetError",
     "FolderDataset",
     "ImageFolder",
