@@ -1,5 +1,7 @@
 """Several sets as one."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from tests.fixtures.tiny import TinyDataset
 class Other(TinyDataset):
     """The same blocks with other raw ids: 7 is Road, 5 Sky, 9 void, 1 a class of its own."""
 
-    class_ids = {7: "Road", 5: "Sky", 9: None, 1: "Tram"}
+    class_ids = MappingProxyType({7: "Road", 5: "Sky", 9: None, 1: "Tram"})
     strict_ids = True
 
     def load_label(self, index):
