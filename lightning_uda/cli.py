@@ -34,11 +34,13 @@ from lightning_uda.callbacks import (
     StopWithCheckpoint,
 )
 from lightning_uda.checkpoints import CheckpointError, Found, damage_of, previous_of, require_checkpoint
+from lightning_uda.config_files import with_paths
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.files import free_name
 from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
+from lightning_uda.parser import OptionParser
 from lightning_uda.resuming import CheckpointFiles, RunLogger, newest_of_run
 
 _log = logging.getLogger(__name__)
@@ -108,6 +110,11 @@ class UDACLI(LightningCLI):
     resumed: Found | None = None
     """The checkpoint of the run itself that `--resume` stands for."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose messages are short."""
+        self.parser_class = OptionParser
+        return super().init_parser(**kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's name and folder and the links."""
         parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder below `output`.")
@@ -125,17 +132,19 @@ class UDACLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, and refuses a `ckpt_path` that is no checkpoint.
+        """Parses, with shipped configs by their names, and refuses a `ckpt_path` that is no checkpoint.
 
         Raises:
             CheckpointError: If it is damaged. `fit` goes on from the one before, if that is whole.
+            FileNotFoundError: If there is no config of a name.
             ValueError: If `weights_only` is to be switched off.
         """
-        super().parse_arguments(parser, args)
+        words = sys.argv[1:] if args is None else args
+        super().parse_arguments(parser, with_paths(words) if isinstance(words, list) else words)
         command = self.config.get("subcommand")
         if not command:
             return
-        self.arguments = args if isinstance(args, list) else sys.argv[1:]
+        self.arguments = words if isinstance(words, list) else sys.argv[1:]
         run = self.config[command]
         if run.get("weights_only") is False:
             raise ValueError(

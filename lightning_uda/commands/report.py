@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from lightning_uda.commands.options import CommandParser
 
 
 def report_runs(arguments: list[str]) -> None:
@@ -12,7 +13,7 @@ def report_runs(arguments: list[str]) -> None:
     Args:
         arguments: `RUN [RUN ...] [--output FILE]`.
     """
-    parser = argparse.ArgumentParser(prog="lightning-uda report", description="Tabulates runs and writes their page.")
+    parser = CommandParser(prog="lightning-uda report", description="Tabulates runs and writes their page.")
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders; of one with versions the latest is taken.")
     parser.add_argument("--output", type=Path, default=Path("runs/report.html"), help="The page to write.")
     chosen = parser.parse_args(arguments)
