@@ -100,6 +100,7 @@ def described(hint: Any) -> str:
     if origin is Literal:
         return _either([repr(arg) for arg in args])
     if origin in (Union, types.UnionType):
+        args = tuple(arg for arg in args if getattr(arg, "__name__", "") != "Tensor")  # beside a number, for Python
         several = [arg for arg in args if _is_list(arg) and get_args(arg)[0] in args]
         ordered = sorted((arg for arg in args if arg not in several), key=lambda arg: arg is type(None))
         words = list(dict.fromkeys(described(arg) for arg in ordered))
@@ -207,8 +208,8 @@ def _hint_of(owner: Any, argument: str) -> Any:
     """Type of a constructor's argument, in the class or in a base that it hands it on to."""
     kinds = owner.__mro__ if isinstance(owner, type) else [owner] if owner is not None else []
     for kind in kinds:
-        with suppress(NameError, TypeError):
-            hints = get_type_hints(kind.__init__ if isinstance(owner, type) else kind)
+        with suppress(KeyError, NameError, TypeError):
+            hints = get_type_hints(vars(kind)["__init__"] if isinstance(owner, type) else kind)
             if argument in hints:
                 return hints[argument]
     return None
@@ -223,12 +224,13 @@ def _imported(path: str) -> Any:
 
 def _subclasses(kind: type) -> list[str]:
     """Names of the classes below a type that can be made, the type itself included."""
-    found, left = {}, [kind]
+    found: set[str] = set()
+    left: list[Any] = [kind]
     while left:
         one = left.pop()
         left += [other for other in one.__subclasses__() if not other.__name__.startswith("_")]
         if not inspect.isabstract(one) and one.__module__ != "__main__":
-            found[one.__name__] = None
+            found.add(one.__name__)
     return sorted(found)
 
 
@@ -272,7 +274,7 @@ def _is_mapping(hint: Any) -> bool:
 
 def _is_list(hint: Any) -> bool:
     origin = get_origin(hint)
-    return isinstance(origin, type) and issubclass(origin, Iterable) and not _is_mapping(hint) and origin is not type
+    return isinstance(origin, type) and issubclass(origin, Iterable) and not _is_mapping(hint)
 
 
 def _name(owner: Any) -> str:

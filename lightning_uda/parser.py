@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -32,6 +33,13 @@ class OptionParser(LightningArgumentParser):
         action = super().add_subcommands(*args, **kwargs)
         self.commands = action.choices
         return action
+
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """Checks all options, once a TensorBoardLogger that is given without a folder has that of all runs."""
+        for run in (namespace, *(namespace.get(name) for name in self.commands)):
+            if isinstance(run, Namespace) and run.get("trainer.logger") is not None:
+                _give_folder(run["trainer.logger"], run.get("output"))
+        super().validate(namespace, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with status 2 and a message."""
@@ -64,8 +72,8 @@ class OptionParser(LightningArgumentParser):
             what = f"found no --config. Give a file, or the name of a shipped one, such as {_EXAMPLES}"
             return f"{command}: {what}; `lightning-uda configs` lists all."
         (name,) = names
-        what = {"model": "a method, such as --model DACS", "data": "datasets, such as --data data/minicity"}
-        return f"{command}: found no --{name}. Give {what.get(name, f'--{name}')}, or a --config that has it."
+        parts = {"model": "a method, such as --model DACS", "data": "datasets, such as --data minicity"}
+        return f"{command}: found no --{name}. Give {parts.get(name, f'--{name}')}, or a --config that has it."
 
     def _command(self) -> tuple[str, Any]:
         """The command that is being parsed, and its parser."""
@@ -73,3 +81,11 @@ class OptionParser(LightningArgumentParser):
         if name is not None:
             return name, self.commands[name]
         return " ".join(word for word in self.prog.split()[1:] if word != "[options]"), self
+
+
+def _give_folder(loggers: Any, folder: str | None) -> None:
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, Namespace) and str(logger.get("class_path")).endswith(".TensorBoardLogger"):
+            given = logger.get("init_args.save_dir")
+            if given is None:
+                logger["init_args.save_dir"] = folder

@@ -8,7 +8,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lightning_uda.callbacks.image_panels import ImagePanels, compose_strip, log_image
+from lightning_uda.callbacks.image_panels import ImagePanels, compose_strip
+from lightning_uda.callbacks.logger_media import log_image
 from lightning_uda.label_spaces import CITYSCAPES
 from lightning_uda.step import Labels, View
 
