@@ -49,6 +49,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "configs": Command(
+        "configs:show_configs",
+        "[TEXT] | copy NAME [FILE]",
+        "List the configs that the package ships, or copy one to change it.",
+    ),
     "data check": Command(
         "data_check:check_data",
         "--config FILE",

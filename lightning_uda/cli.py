@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
 
 import lightning_uda.callbacks
@@ -34,12 +37,22 @@ from lightning_uda.callbacks import (
     StopSignals,
     StopWithCheckpoint,
 )
-from lightning_uda.checkpoints import CheckpointError, Found, damage_of, previous_of, require_checkpoint
+from lightning_uda.checkpoints import (
+    CHECKPOINTS,
+    CheckpointError,
+    Found,
+    damage_of,
+    newest_checkpoint,
+    previous_of,
+    require_checkpoint,
+)
+from lightning_uda.config_files import with_paths
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.files import free_name
 from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
+from lightning_uda.parser import OptionParser
 from lightning_uda.resuming import CheckpointFiles, RunLogger, newest_of_run
 
 _log = logging.getLogger(__name__)
@@ -98,7 +111,8 @@ class UDACLI(LightningCLI):
 
     `data.label_space` goes to the method and, as `num_classes`, to the network; `seed_everything` to both as `seed`.
     Every run has a folder `<output>/<name>/version_<n>` of its own with `config.yaml` and `metrics.csv`; loggers given
-    by `--trainer.logger` come on top.
+    by `--trainer.logger` come on top and are called as it, unless they are named: TensorBoard's files lie in the run
+    folder then, W&B's in `<output>/<name>/wandb`.
 
     `--ckpt_path last`, or `--resume`, stands for the newest checkpoint of the run; `fit` then goes on in its folder.
     """
@@ -106,8 +120,16 @@ class UDACLI(LightningCLI):
     arguments: Sequence[str] = ()
     """The command line, where the run was started by one."""
 
+    runs: bool = True
+    """Whether the command runs the trainer, so that datasets are checked."""
+
     resumed: Found | None = None
     """The checkpoint of the run itself that `--resume` stands for."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose messages are short."""
+        self.parser_class = OptionParser
+        return super().init_parser(**kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's name and folder and the links."""
@@ -126,17 +148,19 @@ class UDACLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, and refuses a `ckpt_path` that is no checkpoint.
+        """Parses, with shipped configs by their names, and refuses a `ckpt_path` that is no checkpoint.
 
         Raises:
             CheckpointError: If it is damaged. `fit` goes on from the one before, if that is whole.
+            FileNotFoundError: If there is no config of a name.
             ValueError: If `weights_only` is to be switched off.
         """
-        super().parse_arguments(parser, args)
+        words = sys.argv[1:] if args is None else args
+        super().parse_arguments(parser, with_paths(words) if isinstance(words, list) else words)
         command = self.config.get("subcommand")
         if not command:
             return
-        self.arguments = args if isinstance(args, list) else sys.argv[1:]
+        self.arguments = words if isinstance(words, list) else sys.argv[1:]
         run = self.config[command]
         if run.get("weights_only") is False:
             raise ValueError(
@@ -152,13 +176,34 @@ class UDACLI(LightningCLI):
             run["ckpt_path"] = str(found.path)
             _say_where_it_starts(found, command, run["trainer"]["max_steps"])
 
+    def instantiate_classes(self) -> None:
+        """Makes the data module first and has its datasets checked, as a method may fetch weights from elsewhere."""
+        run = self.config[self.subcommand] if self.subcommand else self.config
+        self.run_logger = RunLogger(run["output"], run["name"], self.resumed if self.subcommand == "fit" else None)
+        self.parser.add_instantiator(self._named_logger, Logger)
+        self.datamodule = self._get(self._made(without=("model", "trainer")), "data")
+        if self.subcommand is not None and self.runs and getattr(rank_zero_only, "rank", 0) == 0:
+            method = self._get(self.config, "model")["class_path"]
+            self.datamodule.check_datasets(self.subcommand, streams_of(method))
+        self.config_init = self._made(without=("data",))
+        self.model = self._get(self.config_init, "model")
+        self.trainer = self.instantiate_trainer()
+
+    def _made(self, without: Sequence[str]) -> Namespace:
+        """What the config makes, but for some of its parts."""
+        config = self.config.clone()
+        run = config[self.subcommand] if self.subcommand else config
+        for name in without:
+            run.pop(name, None)
+        made: Namespace = self.parser.instantiate_classes(config)
+        return made
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds to what the config asks for: CSV logger, checkpoint files, progress bar, IoU table, checks, signals."""
         run = self.config_init[self.subcommand] if self.subcommand else self.config_init
         config = run["trainer"]
         loggers = config.get("logger")
         extra: list[Logger] = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
-        csv = RunLogger(run["output"], run["name"], self.resumed if self.subcommand == "fit" else None)
         given = config.get("callbacks") or []
         callbacks: list[Callback] = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
@@ -167,7 +212,7 @@ class UDACLI(LightningCLI):
             if not _any(callbacks, always):
                 callbacks.append(always())
         if self.subcommand == "predict" and not _any(callbacks, PredictionWriter):
-            callbacks.append(PredictionWriter(Path(csv.log_dir) / "predictions"))
+            callbacks.append(PredictionWriter(Path(self.run_logger.log_dir) / "predictions"))
         if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:
             _log.warning("no --ckpt_path: the network is run as it was made, untrained unless it was given weights")
         if config.get("enable_checkpointing") is False:
@@ -181,7 +226,24 @@ class UDACLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given]
         if not _any(plugins, CheckpointIO):
             plugins = [*plugins, CheckpointFiles()]
-        return super().instantiate_trainer(logger=[csv, *extra], callbacks=callbacks, plugins=plugins, **kwargs)
+        return super().instantiate_trainer(
+            logger=[self.run_logger, *extra], callbacks=callbacks, plugins=plugins, **kwargs
+        )
+
+    def _named_logger(self, kind: type[Logger], *args: Any, **kwargs: Any) -> Logger:
+        """A logger of the config, called as the run folder and writing there, unless it was told otherwise."""
+        folder = Path(self.run_logger.log_dir)
+        if issubclass(kind, TensorBoardLogger) and kwargs.get("version") is None and kwargs["name"] == "lightning_logs":
+            kwargs |= {"name": self.run_logger.name, "version": folder.name}
+        if issubclass(kind, WandbLogger):
+            called = {
+                "name": f"{self.run_logger.name}/{folder.name}",
+                "project": os.environ.get("WANDB_PROJECT", "lightning_uda"),
+            }
+            kwargs |= {name: value for name, value in called.items() if kwargs.get(name) is None}
+            if kwargs.get("dir") is None and kwargs.get("save_dir") == ".":
+                kwargs["save_dir"] = self.run_logger.root_dir
+        return kind(*args, **kwargs)
 
     def _go_on(self) -> str:
         """The command that goes on with the run."""
@@ -205,17 +267,37 @@ class UDACLI(LightningCLI):
             _log.warning("%s It is used, of step %d.", error, found.step)
             return found
 
+    def fit(self, **kwargs: Any) -> None:
+        """Trains, and says where the run folder is: at the start, at the end, and what is in it after an error."""
+        folder = Path(self.run_logger.log_dir)
+        speaks = self.trainer.is_global_zero and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if speaks:
+            _log.info("run folder: %s", folder)
+        try:
+            self.trainer.fit(**kwargs)
+        except Exception:
+            if speaks and folder.is_dir():
+                _say_what_is_left(folder)
+            raise
+        self._say_where_it_is()
+
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""
         self.trainer.validate(**{**kwargs, "verbose": False})
+        self._say_where_it_is()
 
     def test(self, **kwargs: Any) -> None:
         """Runs the test; see `validate`."""
         self.trainer.test(**{**kwargs, "verbose": False})
+        self._say_where_it_is()
 
     def predict(self, **kwargs: Any) -> None:
-        """Runs prediction; `PredictionWriter` keeps its result, so it isn't kept in memory too."""
+        """Runs prediction; `PredictionWriter` keeps its result, and says where, so it isn't kept in memory too."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+    def _say_where_it_is(self) -> None:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _log.info("the results are in the run folder, %s", self.run_logger.log_dir)
 
 
 def run_trainer(arguments: list[str], kind: type[UDACLI] = UDACLI) -> UDACLI:
@@ -252,6 +334,13 @@ def _parsed_and_run(arguments: list[str], kind: type[UDACLI]) -> UDACLI:
     )
 
 
+def streams_of(class_path: str) -> Sequence[str]:
+    """The streams of a method's class; those of a function that makes a method are taken to be source and target."""
+    module, _, name = class_path.rpartition(".")
+    streams: Sequence[str] = getattr(getattr(import_module(module), name), "streams", ("source", "target"))
+    return streams
+
+
 def _say_where_it_starts(found: Found, command: str, max_steps: int | None) -> None:
     if command == "fit" and max_steps is not None and 0 < max_steps <= found.step:
         _log.warning(
@@ -262,6 +351,12 @@ def _say_where_it_starts(found: Found, command: str, max_steps: int | None) -> N
         _log.info("going on from step %d: %s", found.step, found.path)
     else:
         _log.info("the checkpoint is of step %d: %s", found.step, found.path)
+
+
+def _say_what_is_left(folder: Path) -> None:
+    newest = newest_checkpoint(folder / CHECKPOINTS)
+    kept = "no checkpoint" if newest is None else f"{newest.path.name} of step {newest.step} in `{CHECKPOINTS}`"
+    _log.info("the run ended with an error; its run folder, %s, holds %s", folder, kept)
 
 
 def _any(parts: Sequence[object], kind: type) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pickle import UnpicklingError
 
 
@@ -54,3 +56,9 @@ def cause(error: BaseException) -> BaseException:
     while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def did_you_mean(found: str, names: Iterable[str]) -> str:
+    """A question for the nearest of some names, which is empty if none is near."""
+    close = get_close_matches(found, list(dict.fromkeys(names)), n=1)
+    return f"Did you mean {close[0]}?" if close else ""

@@ -10,11 +10,14 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from lightning_uda.config_files import read_config, shipped
+
 
 def allow_includes() -> None:
     """Lets YAML files of the command line's parser include others; `lightning_uda.cli` calls it when it is imported.
 
-    In `include: FILE`, or a list of files, a path is relative to the file that it stands in. What stands beside the key
+    In `include: FILE`, or a list of files, a path is relative to the file that it stands in; where no file has it, the
+    short name of a shipped config will do, such as `minicity/dacs`. What stands beside the key
     goes over what is included, mapping by mapping; a part of another class, a list or `null` replaces what was there.
     Plain paths in included files are taken relative to the file that includes, as those of one folder.
     """
@@ -51,10 +54,12 @@ def resolve(node: Any, folder: Path, load: Callable[[str], Any], above: tuple[Pa
         )
     for name in names:
         path = (folder / name).resolve()
+        if not path.is_file():
+            path = shipped(name) or path
         if path in above or not path.is_file():
-            problem = "it includes itself" if path in above else "found no such file"
+            problem = "it includes itself" if path in above else "found no such file, and no shipped config of the name"
             raise ValueError(f"include: {name}: {problem}. Paths are relative to the file that includes: {folder}.")
-        content = resolve(load(path.read_text(encoding="utf-8")), path.parent, load, (*above, path))
+        content = resolve(read_config(path, load), path.parent, load, (*above, path))
         merged = overlay(merged, content)
     own = {key: resolve(value, folder, load, above) for key, value in node.items() if key != "include"}
     return overlay(merged, own)

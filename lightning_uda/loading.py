@@ -25,6 +25,8 @@ _DATASETS = ("source", "target", "val", "test", "predict")
 class PartsCLI(UDACLI):
     """Takes the options of `validate` and makes model, data and trainer, but runs nothing."""
 
+    runs = False
+
     def validate(self, **kwargs: Any) -> None:
         """Nothing: the trainer would make a run folder."""
 

@@ -1,3 +1,4 @@
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -18,7 +19,7 @@ from lightning_uda.__main__ import COMMANDS, TRAINER, main
 from lightning_uda.cli import UDACLI, load_value, run_trainer
 from lightning_uda.methods import SourceOnly
 from tests.fixtures.stages import write_config
-from tests.fixtures.tiny import TinyDataset
+from tests.fixtures.tiny import TinyDataset, TinyNetwork
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,11 +155,95 @@ def test_loggers_come_on_top_of_the_csv_files(config, tmp_path):
     assert list((tmp_path / "tb").rglob("events*"))
 
 
-def test_wandb_runs_offline(config, tmp_path):
-    arguments = ["--trainer.logger", "WandbLogger", "--trainer.logger.save_dir", str(tmp_path)]
-    main(["fit", "--config", config, *arguments, "--trainer.logger.offline", "true"])
-    assert list(tmp_path.glob("wandb/offline-run-*"))
+def test_tensorboard_needs_no_folder_and_writes_into_the_run_folder(config, tmp_path):
+    main(["fit", "--config", config, "--trainer.logger", "TensorBoardLogger"])
+    (events,) = tmp_path.rglob("events*")
+    assert events.parent == tmp_path / "runs/tiny/version_0"
+    saved = yaml.safe_load((tmp_path / "runs/tiny/version_0/config.yaml").read_text())
+    assert saved["trainer"]["logger"]["init_args"]["save_dir"] == "runs"
+
+
+def test_wandb_is_named_as_the_run_folder_and_gets_config_masks_and_matrix(config, tmp_path):
+    arguments = ["--trainer.logger", "WandbLogger", "--trainer.callbacks", "ImagePanels"]
+    cli = run_trainer(["fit", "--config", config, *arguments, "--trainer.callbacks.num_images", "1"])
+    experiment = cli.trainer.loggers[1].experiment
+    assert (experiment.name, experiment.project) == ("tiny/version_0", "lightning_uda")
+    assert experiment.config["model"]["init_args"]["pixel_weighting"]["init_args"]["threshold"] == 0.968
+    experiment.finish()
+    (media,) = tmp_path.glob("runs/tiny/wandb/offline-run-*/files/media")
+    masks = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in media.rglob("*.mask.png")]
+    assert len(masks) == 2
+    assert all(mask.shape == (24, 32) for mask in masks)
+    (matrix,) = media.rglob("confusion_matrix*.table.json")
+    table = json.loads(matrix.read_text())
+    assert table["columns"] == ["Actual", "Predicted", "nPredictions"]
+    written = (tmp_path / "runs/tiny/version_0/confusions/val_step_000002.csv").read_text().splitlines()
+    counts = sum(int(float(count)) for line in written[1:] for count in line.split(",")[1:])
+    assert (len(table["data"]), sum(row[2] for row in table["data"])) == (11**2, counts)
     assert (tmp_path / "runs/tiny/version_0/metrics.csv").exists()
+
+
+def test_a_run_says_where_it_is_at_the_start_and_the_end(config, caplog):
+    main(["fit", "--config", config])
+    said = [record.getMessage() for record in caplog.records if "run folder" in record.getMessage()]
+    folder = "runs/tiny/version_0"
+    assert said == [f"run folder: {folder}", f"the results are in the run folder, {folder}"]
+    caplog.clear()
+    main(["validate", "--config", config])
+    assert "the results are in the run folder, runs/tiny/version_1" in caplog.text
+
+
+def test_a_run_that_ends_with_an_error_says_what_is_left(config, capsys, caplog, monkeypatch):
+    load, steps = TinyDataset.load_image, []
+
+    def break_off(self, index):
+        steps.append(index)
+        if len(steps) > 12:  # of the second training step
+            raise ValueError("no more")
+        return load(self, index)
+
+    monkeypatch.setattr(TinyDataset, "load_image", break_off)
+    arguments = ["--data.check", "false", "--data.val", "null", "--trainer.max_steps", "9"]
+    assert "no more" in error_of(capsys, "fit", "--config", config, *arguments)
+    assert re.search(r"ended with an error; its run folder, runs/tiny/version_0, holds no checkpoint", caplog.text)
+
+
+def test_predict_says_where_it_wrote(config, capsys):
+    main(["predict", "--config", config, "--data.predict", "tests.fixtures.tiny.TinyDataset"])
+    printed = capsys.readouterr().out
+    folder = "runs/tiny/version_0/predictions"
+    assert f"predictions: {folder}/id, {folder}/color\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--data.val", "FolderDataset", "--data.val.root", "nowhere"], "nowhere: dataset folder not found"),
+        (["--data.source.has_labels", "false"], "data.source has no labels"),
+        (["--data.batch_size", "30"], "found 10 images, expected at least one batch of 30"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_data_is_checked_before_a_network_may_fetch_weights(config, option, message, capsys, monkeypatch):
+    def fetch(*args, **kwargs):
+        raise AssertionError("the network is made first")
+
+    monkeypatch.setattr(TinyNetwork, "__init__", functools.wraps(TinyNetwork.__init__)(fetch))
+    assert message in error_of(capsys, "fit", "--config", config, *option)
+
+
+def test_the_command_line_checks_data_once(config, monkeypatch):
+    checks = []
+    monkeypatch.setattr("lightning_uda.data.datamodule.require_usable", lambda *args, **kwargs: checks.append(args))
+    main(["fit", "--config", config])
+    assert [set(sets) for sets, *_ in checks] == [{"source", "target", "val"}]
+
+
+def test_a_shipped_config_trains_by_its_name_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = [f"--data.{name}.{key}" for name in ("source", "target", "val") for key in ("length=4", "size=[32, 64]")]
+    main(["fit", "--config", "minicity/dacs", *small, "--trainer.max_steps=1", "--data.num_workers=0"])
+    assert (tmp_path / "runs/minicity/dacs/version_0/config.yaml").is_file()
 
 
 @pytest.mark.parametrize(

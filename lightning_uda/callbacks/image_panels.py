@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -12,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lightning_uda.callbacks.logger_media import log_image, log_masks
 from lightning_uda.data.datamodule import EvaluationImages
 from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 from lightning_uda.metrics import latest_image_scores
@@ -41,7 +43,8 @@ class ImagePanels(Callback):
     testing) and `train_0_source.png`, `..._source_mask.png`, `..._target.png` (in self-training `..._union.png` and
     `..._union_mask.png`); each further view of the student (`last_views` of the module), such as DACS's "mixed", adds
     `train_0_mixed_image.png` and, where it was taught, `..._mixed_mask.png` and `..._mixed_weights.png`. Loggers that
-    take images get one captioned strip per sample. Nothing is copied from the device except when pictures are drawn.
+    take images get one captioned strip per sample; of an evaluation W&B gets the image with both label maps as masks
+    over it, by class. Nothing is copied from the device except when pictures are drawn.
 
     After an evaluation its worst and best images, by the scores that `IoUTable` keeps, are put through the network once
     more and drawn as `val_worst_0_image.png`, `val_best_0_...`, with a tile `..._errors.png`: right pixels light, wrong
@@ -175,7 +178,8 @@ class ImagePanels(Callback):
                 "mask": _label_picture(batch["mask"][index], space),
                 "prediction": _label_picture(outputs["pred"][index], space),
             }
-            self._save(trainer, f"{stage}_{self._drawn}", tiles, f"{stage}/panel_{self._drawn}")
+            maps = {"labels": batch["mask"][index], "prediction": outputs["pred"][index]}
+            self._save(trainer, f"{stage}_{self._drawn}", tiles, f"{stage}/panel_{self._drawn}", maps, space)
             self._drawn += 1
 
     def _draw_train(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -186,7 +190,15 @@ class ImagePanels(Callback):
             tiles = _train_tiles(batch, getattr(pl_module, "last_views", {}), index, pl_module.label_space)
             self._save(trainer, f"train_{index}", tiles, f"train/panel_{index}")
 
-    def _save(self, trainer: pl.Trainer, prefix: str, tiles: Mapping[str, Array], key: str) -> None:
+    def _save(
+        self,
+        trainer: pl.Trainer,
+        prefix: str,
+        tiles: Mapping[str, Array],
+        key: str,
+        maps: Mapping[str, Tensor] = MappingProxyType({}),
+        space: LabelSpace | None = None,
+    ) -> None:
         tiles = {name: _shrink(name, tile, self.max_width) for name, tile in tiles.items()}
         if self._folder is not None:
             target = self._step_folder(self._folder, trainer)
@@ -195,15 +207,12 @@ class ImagePanels(Callback):
                 Image.fromarray(tile).save(target / f"{prefix}_{name}.png")
         strip = compose_strip(tiles)
         for logger in trainer.loggers:
-            log_image(logger, key, strip, trainer.global_step)
-
-
-def log_image(logger: Logger, key: str, image: Array, step: int) -> None:
-    """Sends one uint8 (H, W, 3) RGB image to a logger that takes images; others are left alone."""
-    if isinstance(logger, WandbLogger):
-        logger.log_image(key, [image], step)
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(key, image, step, dataformats="HWC")
+            if isinstance(logger, WandbLogger) and space is not None:
+                height, width = tiles["image"].shape[:2]
+                masks = {name: _resize("mask", _ids(ids), width, height) for name, ids in maps.items()}
+                log_masks(logger, key, tiles["image"], masks, space, trainer.global_step)
+            else:
+                log_image(logger, key, strip, trainer.global_step)
 
 
 def compose_strip(tiles: Mapping[str, Array]) -> Array:
@@ -270,6 +279,11 @@ def _error_picture(pred: Tensor, mask: Tensor) -> Array:
     colors = np.array([(225, 225, 225), _WRONG, (0, 0, 0)], dtype=np.uint8)
     kinds = (pred != mask).long().masked_fill(mask == IGNORE_INDEX, 2)
     return np.asarray(colors[kinds.numpy()])
+
+
+def _ids(mask: Tensor) -> Array:
+    """Train ids (H, W) as uint8."""
+    return np.asarray(mask.detach().cpu().numpy(), dtype=np.uint8)
 
 
 def _weight_picture(weights: Tensor) -> Array:

@@ -10,10 +10,12 @@ import lightning.pytorch as pl
 import rich
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 from rich.console import RenderableType
 from rich.table import Table
 from torch import Tensor, distributed
 
+from lightning_uda.callbacks.logger_media import log_confusion
 from lightning_uda.metrics import (
     MIOU_NOTE,
     Evaluation,
@@ -52,9 +54,10 @@ class IoUTable(Callback):
 
     All else is derived from the matrices: a row of `iou.csv`, and `val/iou_<class name>` and `val/miou_<subset>`
     (`test/...` when testing) in the loggers, all in percent; a class that occurs neither in labels nor in predictions
-    is left out. During training an evaluation prints one line, such as `step 400  mIoU 31.2`. The table at the end is
-    that of the last step; below it stands the best evaluation, as one that target labels choose. Where predictions are
-    scored in further scopes too, every name comes again with each: `miou_at_512x1024`, `iou_road_at_512x1024`.
+    is left out. W&B gets the matrix of all pixels too. During training an evaluation prints one line, such as
+    `step 400  mIoU 31.2`. The table at the end is that of the last step; below it stands the best evaluation, as one
+    that target labels choose. Where predictions are scored in further scopes too, every name comes again with each:
+    `miou_at_512x1024`, `iou_road_at_512x1024`.
 
     The module must offer `label_space` and `confusions()`: metrics whose `compute()` is the confusion matrix of all
     processes together, of all pixels at the size of the labels (`None`), then of further scopes by name. It logs
@@ -150,6 +153,9 @@ class IoUTable(Callback):
             return
         if folder is not None:
             _write(Path(folder), stage, step, matrices, evaluations, images)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                log_confusion(logger, f"{stage}/confusion_matrix", matrices[None], pl_module.label_space, step)
         if trainer.state.fn == "fit" or not self.print_table:
             summary = "  ".join(evaluation.summary() for evaluation in evaluations)
             rich.get_console().print(f"step {step}  {summary}", highlight=False)

@@ -18,7 +18,7 @@ from rich.bar import Bar
 from rich.table import Table
 from torch import Tensor
 
-from lightning_uda.callbacks.image_panels import log_image
+from lightning_uda.callbacks.logger_media import log_image
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.sampling import LongTail, TailClasses
 from lightning_uda.data.statistics import ClassStatistics, class_statistics

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
+import rich
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
@@ -184,12 +185,15 @@ class PredictionWriter(Callback):
                 Image.fromarray(output.encode(pred, pl_module.label_space)).save(path)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Packs what is to be packed, when all ranks have written their files."""
+        """Packs what is to be packed, when all ranks have written their files, and says where they are."""
         trainer.strategy.barrier("prediction_writer")
         if trainer.is_global_zero:
             for output in self.outputs:
                 if output.zip:
                     pack(self.output_dir / output.folder, self._zip_file(output))
+            zips = [self._zip_file(output) for output in self.outputs if output.zip]
+            places = ", ".join(map(str, [*(self.output_dir / output.folder for output in self.outputs), *zips]))
+            rich.get_console().print(f"predictions: {places}", soft_wrap=True, highlight=False, markup=False)
 
     def _claim(self, output: PredictionFormat) -> None:
         folder = self.output_dir / output.folder

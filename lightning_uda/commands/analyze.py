@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from lightning_uda.commands.options import CommandParser
 
 
 def analyze_features(arguments: list[str]) -> None:
@@ -23,13 +24,12 @@ def analyze_features(arguments: list[str]) -> None:
     analyze(options, chosen.output, chosen.num_images, with_tsne=not chosen.no_tsne)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="lightning-uda analyze",
         usage="lightning-uda analyze --config FILE --ckpt_path FILE --output DIR [options]",
         description="Measures how the classes of source and target (the val set) lie in feature space.",
         epilog="Further options are those of `lightning-uda validate`, such as --config and --ckpt_path.",
-        allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="Folder for table and figures.")
     parser.add_argument(

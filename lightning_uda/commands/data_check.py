@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from lightning_uda.commands.options import CommandParser
 
 
 def check_data(arguments: list[str]) -> int:
@@ -14,14 +14,13 @@ def check_data(arguments: list[str]) -> int:
     Returns:
         Exit status: 0 if no dataset has a problem, else 1.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lightning-uda data check",
         usage="%(prog)s --config FILE [options]",
         description="Looks through the datasets of a config: counts, sizes, classes, every problem. The exit status is "
         "0 if there is no problem, else 1.",
         epilog="Further options are those of `lightning-uda fit`, such as `--data.source.root FOLDER`; its --help "
         "lists them.",
-        allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="Config of an experiment, or several in turn.")
     parser.parse_known_args(arguments)  # ends where help is asked for

@@ -61,7 +61,7 @@ def scan_data(arguments: list[str]) -> int:
         UDADataModule,
         seed_everything_default=0,
         parser_kwargs={
-            "prog": "lightning-uda",
+            "prog": "lightning-uda data check",
             "usage": "lightning-uda data check --config FILE [options]",
         },
         subclass_mode_model=True,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from lightning_uda.commands.options import CommandParser
 
 
 def export_network(arguments: list[str]) -> None:
@@ -28,13 +29,12 @@ def export_network(arguments: list[str]) -> None:
     export(options, chosen.output, chosen.format, chosen.network, chosen.gives, size)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="lightning-uda export",
         usage="lightning-uda export --config FILE --ckpt_path FILE --output FILE --format FORMAT [options]",
         description="Writes a trained network, its input normalisation included, as one file, and checks it.",
         epilog="Further options are those of `lightning-uda validate`, such as --config and --ckpt_path.",
-        allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="The file to write.")
     parser.add_argument(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from lightning_uda.commands.options import CommandParser
 
 
 def pool_folds(arguments: list[str]) -> None:
@@ -12,7 +13,7 @@ def pool_folds(arguments: list[str]) -> None:
     Args:
         arguments: `RUN [RUN ...] [--output FILE]`.
     """
-    parser = argparse.ArgumentParser(prog="lightning-uda folds", description="Pools the folds of cross-validation.")
+    parser = CommandParser(prog="lightning-uda folds", description="Pools the folds of cross-validation.")
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders with `confusions`.")
     parser.add_argument("--output", type=Path, default=Path("runs/folds.csv"), help="The table to write.")
     chosen = parser.parse_args(arguments)

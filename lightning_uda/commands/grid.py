@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_uda.commands.grid_file import read_grid
+from lightning_uda.commands.options import CommandParser
 from lightning_uda.commands.runner import Point, Runner, split_options
+from lightning_uda.config_files import find_config
 
 
 def run_grid(arguments: list[str]) -> None:
@@ -19,17 +20,18 @@ def run_grid(arguments: list[str]) -> None:
             [-- options]`.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is no grid.
         SystemExit: If options of a point are refused, a point fails, or the user stops the grid.
     """
     own, extra = split_options(arguments)
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lightning-uda grid",
         usage="%(prog)s FILE [options] [-- options of every run]",
         description="Runs the rows of a table over seeds and tabulates mean, deviation and the difference from a "
         "control. Points that are done are left as they are, so that the same command goes on after a stop.",
     )
-    parser.add_argument("file", type=Path, help="Grid file, such as configs/grids/minicity.yaml.")
+    parser.add_argument("file", help="Grid file, or the name of a shipped one, such as minicity.")
     parser.add_argument("--seeds", type=int, nargs="+", help="Seeds instead of those of the file.")
     parser.add_argument("--rows", nargs="+", help="These rows only, and those that they start from.")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="Folder of all runs.")
@@ -45,7 +47,7 @@ def run_grid(arguments: list[str]) -> None:
     from lightning_uda.commands.figures import FiguresFile  # brings torch, which help does without
     from lightning_uda.commands.grid_tables import figures_of_run, tabulate
 
-    grid = read_grid(chosen.file, chosen.seeds, chosen.rows, extra)
+    grid = read_grid(find_config(chosen.file, "grids"), chosen.seeds, chosen.rows, extra)
     file = FiguresFile(chosen.figures, tuple(grid.points[0].values)) if chosen.figures else None
     rows_of = {point.run: name for name, row in grid.rows.items() for point in row.points}
     figures: dict[str, dict[str, float]] = {}

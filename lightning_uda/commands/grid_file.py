@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_uda.commands.runner import Point
+from lightning_uda.config_files import read_config
 
 _ROW_KEYS = {"title", "parent", "config", "command", "run", "options"}
 _KEYS = {"name", "seeds", "axes", "rows", "tables", "orders", "metrics", "control", "folds"} | _ROW_KEYS - {
@@ -85,10 +84,7 @@ def read_grid(
     Raises:
         ValueError: If it is no such file, or a chosen row isn't in it.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: can't be read as YAML: {error}") from error
+    content = read_config(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("rows"), Mapping) or not content["rows"]:
         raise ValueError(f"{path}: expected a grid file, with `rows`: the name of each row with its settings.")
     _require_known(f"{path}", content, _KEYS)

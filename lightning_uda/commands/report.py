@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from lightning_uda.commands.options import CommandParser
 
 
 def report_runs(arguments: list[str]) -> None:
@@ -12,7 +13,7 @@ def report_runs(arguments: list[str]) -> None:
     Args:
         arguments: `RUN [RUN ...] [--against RUN] [--output FILE]`.
     """
-    parser = argparse.ArgumentParser(prog="lightning-uda report", description="Tabulates runs and writes their page.")
+    parser = CommandParser(prog="lightning-uda report", description="Tabulates runs and writes their page.")
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders; of one with versions the latest that trained.")
     parser.add_argument("--against", type=Path, help="A run; the gain of every other one over it is shown.")
     parser.add_argument("--output", type=Path, default=Path("runs/report.html"), help="The page to write.")

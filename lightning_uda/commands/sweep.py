@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich
-import yaml
 from rich.table import Table
 from rich.text import Text
 
+from lightning_uda.commands.options import CommandParser
 from lightning_uda.commands.runner import Point, Runner, load_run, split_options
+from lightning_uda.config_files import find_config, read_config
 from lightning_uda.files import write_beside_older
 from lightning_uda.tables import Row, console_table, csv_text, percent
 
@@ -52,21 +52,22 @@ def sweep_runs(arguments: list[str]) -> None:
         arguments: `FILE [--output DIR] [--dry-run] [-- options of fit]`.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is no grid that can be run here.
         SystemExit: If options of a point are refused, a point fails, or the user stops the sweep.
     """
     own, extra = split_options(arguments)
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lightning-uda sweep",
         usage="%(prog)s FILE [options] [-- options of fit]",
         description="Trains the points of a W&B sweep file one after another, without W&B, and tabulates them. Points "
         "that are done are left as they are, so that the same command goes on after a stop.",
     )
-    parser.add_argument("file", type=Path, help="Sweep file of W&B, with `method: grid`.")
+    parser.add_argument("file", help="Sweep file of W&B, with `method: grid`, or the name of a shipped one.")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="Folder of all runs.")
     parser.add_argument("--dry-run", action="store_true", help="Show the points and their commands only.")
     chosen = parser.parse_args(own)
-    sweep = read_sweep(chosen.file, extra)
+    sweep = read_sweep(find_config(chosen.file, "sweeps"), extra)
     runner = Runner(sweep.name, sweep.points, chosen.output)
     runner.check(runner.to_do())
     if chosen.dry_run:
@@ -88,10 +89,7 @@ def read_sweep(path: Path, extra: Sequence[str] = ()) -> Sweep:
     Raises:
         ValueError: If it is none, or W&B alone can run it.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: can't be read as YAML: {error}") from error
+    content = read_config(path)
     if not isinstance(content, Mapping) or not {"method", "parameters", "command"} <= content.keys():
         raise ValueError(f"{path}: expected a W&B sweep file, with `method`, `parameters` and `command`.")
     if content["method"] != "grid" or not content.keys() <= _KEYS:

@@ -122,6 +122,7 @@ class UDADataModule(LightningDataModule):
         self._cached: dict[str, CachedDataset] = {}
         self._statistics: dict[str, ClassStatistics] = {}
         self._fed: dict[str, Callable[[], SampleStream]] = {}
+        self._checked: tuple[tuple[str, ...], dict[str, int]] | None = None
         for dataset in self.datasets.values():
             dataset.size_limit = SizeLimit(max_megapixels)
 
@@ -153,14 +154,8 @@ class UDADataModule(LightningDataModule):
             ValueError: If a sampling doesn't fit its dataset.
         """
         stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
-        names = _STAGE_SETS[stage]
-        if stage == "fit":
-            names = (*self._training_sets(), *(("val",) if self.val is not None else ()))
-        chosen = {name: self._require(name) for name in names}
-        if self.check:
-            streams = self._own_streams() if stage == "fit" else []
-            batch_size: dict[str, int] = {_STREAM_SET[name]: self.batch_size for name in streams}
-            require_usable(chosen, batch_size, unlabelled=("target", "predict"))
+        chosen = self.check_datasets(stage, self._streams_wanted())
+        names = tuple(chosen)
         if "source" in names and chosen["source"].sizes_may_differ and self.source_transform.resize is None:
             raise DatasetError(
                 f"data.source_transform.resize isn't set, but {type(chosen['source']).__name__} has pairs whose image "
@@ -175,6 +170,35 @@ class UDADataModule(LightningDataModule):
         caches = [reader for reader in readers if isinstance(reader, CachedDataset)]
         build_caches(caches, workers=None if self.num_workers else 0)
 
+    def check_datasets(self, stage: str, streams: Sequence[str]) -> dict[str, SegmentationDataset]:
+        """Checks the datasets that a stage needs, unless it did so before.
+
+        `prepare_data` calls it; the command line does before it makes the method, which may fetch weights from
+        elsewhere.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+            streams: The streams of the method.
+
+        Returns:
+            The datasets by the names of their arguments.
+
+        Raises:
+            DatasetError: If one is missing or can't be used; the message lists every problem.
+        """
+        own = [name for name in streams if name in _STREAM_SET] if stage == "fit" else []
+        names = _STAGE_SETS[stage]
+        if stage == "fit":
+            names = (*self._training_sets(streams), *(("val",) if self.val is not None else ()))
+        chosen = {name: self._require(name) for name in names}
+        for name, dataset in chosen.items():
+            self._require_classes(name, dataset)
+        batch_size = {_STREAM_SET[name]: self.batch_size for name in own}
+        if self.check and self._checked != (names, batch_size):
+            require_usable(chosen, batch_size, unlabelled=("target", "predict"))
+            self._checked = (names, batch_size)
+        return chosen
+
     def setup(self, stage: str) -> None:
         """Checks that label spaces and datasets have classes in common; asks for the run folder, as all ranks must.
 
@@ -184,14 +208,8 @@ class UDADataModule(LightningDataModule):
         folder = self.trainer.log_dir if self.trainer is not None and self.trainer.loggers else None
         self._folder = None if folder is None else Path(folder)
         for name, dataset in self.datasets.items():
-            if name in ("source", "val", "test") and not dataset.has_labels:
-                raise DatasetError(f"data.{name} has no labels, which it needs. Give it a `labels` folder.")
             self._warn_of_foreign_names(name, dataset)
-            if dataset.has_labels and (self._table(dataset) >= UNKNOWN_INDEX).all():
-                raise DatasetError(
-                    f"data.{name}: none of its classes {sorted({c for c in dataset.class_ids.values() if c})} is in "
-                    f"the label space {self.label_space.name!r} {list(self.label_space.classes)}."
-                )
+            self._require_classes(name, dataset)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Takes from a training batch what it says of files that were left out, and names each once."""
@@ -313,6 +331,15 @@ class UDADataModule(LightningDataModule):
             worker_init_fn=start_worker,
         )
 
+    def _require_classes(self, name: str, dataset: SegmentationDataset) -> None:
+        if name in ("source", "val", "test") and not dataset.has_labels:
+            raise DatasetError(f"data.{name} has no labels, which it needs. Give it a `labels` folder.")
+        if dataset.has_labels and (self._table(dataset) >= UNKNOWN_INDEX).all():
+            raise DatasetError(
+                f"data.{name}: none of its classes {sorted({c for c in dataset.class_ids.values() if c})} is in "
+                f"the label space {self.label_space.name!r} {list(self.label_space.classes)}."
+            )
+
     def _warn_of_foreign_names(self, name: str, dataset: SegmentationDataset) -> None:
         named = {class_name for class_name in dataset.class_ids.values() if class_name is not None}
         if foreign := sorted(named - set(self.label_space.classes)):
@@ -341,10 +368,10 @@ class UDADataModule(LightningDataModule):
         """Those of the method's streams that the data module makes."""
         return [name for name in self._streams_wanted() if name in _STREAM_SET]
 
-    def _training_sets(self) -> list[str]:
-        """Datasets that the method's streams read; a stream that a callback feeds may read any training set."""
-        own = [_STREAM_SET[name] for name in self._own_streams()]
-        fed = len(own) < len(self._streams_wanted())
+    def _training_sets(self, streams: Sequence[str]) -> list[str]:
+        """Datasets that a method's streams read; a stream that a callback feeds may read any training set."""
+        own = [_STREAM_SET[name] for name in streams if name in _STREAM_SET]
+        fed = len(own) < len(streams)
         others = [name for name in ("source", "target") if fed and getattr(self, name) is not None]
         return list(dict.fromkeys((*own, *others)))
 

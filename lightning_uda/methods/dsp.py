@@ -48,6 +48,7 @@ class DSP(TeacherModule):
         ValueError: If `beta` isn't in [0, 1] or `long_tail_k` is negative.
     """
 
+    streams = ("source", "template", "target")
     mixes_streams = True
 
     def __init__(

@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks import IoUTable
-from lightning_uda.callbacks.image_panels import ImagePanels, compose_strip, log_image
+from lightning_uda.callbacks.image_panels import ImagePanels, compose_strip
+from lightning_uda.callbacks.logger_media import log_image
 from lightning_uda.label_spaces import CITYSCAPES
 from lightning_uda.methods import SourceOnly
 from lightning_uda.metrics import latest_image_scores
