@@ -19,7 +19,7 @@ from lightning_uda.methods import UDAModule
 from lightning_uda.resuming import CheckpointFiles, is_address, trained_versions
 
 _CONFIG = "config.yaml"
-_DATASETS = ("source", "target", "val", "test", "predict")
+_DATASETS = ("source", "target", "labelled_target", "val", "test", "predict")
 
 
 class PartsCLI(UDACLI):

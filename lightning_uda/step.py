@@ -425,12 +425,14 @@ class Term(nn.Module):
         needs_features: Whether the term reads feature levels, which not every network gives.
         name: What the method calls the term; that of the view too, if the term shows the student one.
         differentiates: Names of the views that the term sends a gradient into.
+        streams: Streams that a training batch must hold for the term, beside the method's.
     """
 
     min_batch_size: int = 1
     needs_teacher: bool = False
     needs_features: bool = False
     differentiates: Sequence[str] = ()
+    streams: Sequence[str] = ()
     name: str = "term"
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -21,7 +21,7 @@ from lightning_uda.errors import cause
 from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.methods import UDAModule
 
-_SETS = ("source", "target", "val", "test", "predict")
+_SETS = ("source", "target", "labelled_target", "val", "test", "predict")
 _LISTED_SIZES = 8
 _BAR_WIDTH = 24
 

@@ -28,7 +28,9 @@ from lightning_uda.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_sp
 
 _log = logging.getLogger(__name__)
 _STAGE_SETS = {"fit": ("source", "target", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-_STREAM_SET = {"source": "source", "target": "target", "template": "source"}
+_STREAM_SET = {"source": "source", "target": "target", "template": "source", "labelled_target": "labelled_target"}
+_LABELLED = ("source", "labelled_target")  # training sets whose labels are read
+_SETS = ("source", "target", "labelled_target", "val", "test", "predict")
 """Dataset of each stream that the data module makes; callbacks feed all others."""
 
 
@@ -47,6 +49,8 @@ class UDADataModule(LightningDataModule):
         val: Labelled images scored during training and by `validate`.
         test: Labelled images scored by `test`; `None` takes `val`.
         predict: Images that `predict` runs on, labels not needed.
+        labelled_target: A few target images with labels, for the stream of that name, which the term `Supervised` asks
+            for; transformed as the target's.
         source_transform: Geometry of source images.
         target_transform: Geometry of target images.
         eval_transform: Geometry of evaluation images; prediction uses its `resize` too.
@@ -77,6 +81,7 @@ class UDADataModule(LightningDataModule):
         val: SegmentationDataset | None = None,
         test: SegmentationDataset | None = None,
         predict: SegmentationDataset | None = None,
+        labelled_target: SegmentationDataset | None = None,
         source_transform: TrainTransform = TrainTransform(),
         target_transform: TrainTransform = TrainTransform(),
         eval_transform: EvalTransform = EvalTransform(),
@@ -105,10 +110,14 @@ class UDADataModule(LightningDataModule):
         self.val = val
         self.test = test if test is not None else val
         self.predict = predict
+        self.labelled_target = labelled_target
         self.source_transform = source_transform
         self.target_transform = target_transform
         self.eval_transform = eval_transform
-        self.samplings = {"source": source_sampling, "target": target_sampling, "template": template_sampling}
+        self.samplings = {
+            **{"source": source_sampling, "target": target_sampling, "template": template_sampling},
+            "labelled_target": Shuffled(),
+        }
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -140,7 +149,7 @@ class UDADataModule(LightningDataModule):
     @property
     def datasets(self) -> dict[str, SegmentationDataset]:
         """The datasets that are set, by the name of their argument."""
-        sets = {name: getattr(self, name) for name in ("source", "target", "val", "test", "predict")}
+        sets = {name: getattr(self, name) for name in _SETS}
         if self.test is self.val:
             del sets["test"]
         return {name: dataset for name, dataset in sets.items() if dataset is not None}
@@ -156,11 +165,13 @@ class UDADataModule(LightningDataModule):
         stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
         chosen = self.check_datasets(stage, self._streams_wanted())
         names = tuple(chosen)
-        if "source" in names and chosen["source"].sizes_may_differ and self.source_transform.resize is None:
-            raise DatasetError(
-                f"data.source_transform.resize isn't set, but {type(chosen['source']).__name__} has pairs whose image "
-                "and label differ in size. Set it; it brings both to one size."
-            )
+        for name in set(_LABELLED).intersection(names):
+            if chosen[name].sizes_may_differ and self.train_transform(name).resize is None:
+                transform = "source_transform" if name == "source" else "target_transform"
+                raise DatasetError(
+                    f"data.{transform}.resize isn't set, but {type(chosen[name]).__name__} has pairs whose image and "
+                    "label differ in size. Set it; it brings both to one size."
+                )
         if self.check:
             for name in {"val", "test"}.intersection(names):
                 require_stackable(name, chosen[name], self.eval_transform, self.eval_batch_size)
@@ -193,7 +204,7 @@ class UDADataModule(LightningDataModule):
         chosen = {name: self._require(name) for name in names}
         for name, dataset in chosen.items():
             self._require_classes(name, dataset)
-        batch_size = {_STREAM_SET[name]: self.batch_size for name in own}
+        batch_size = {_STREAM_SET[name]: self.batch_size for name in own if name != "labelled_target"}
         if self.check and self._checked != (names, batch_size):
             require_usable(chosen, batch_size, unlabelled=("target", "predict"))
             self._checked = (names, batch_size)
@@ -332,7 +343,7 @@ class UDADataModule(LightningDataModule):
         )
 
     def _require_classes(self, name: str, dataset: SegmentationDataset) -> None:
-        if name in ("source", "val", "test") and not dataset.has_labels:
+        if name in (*_LABELLED, "val", "test") and not dataset.has_labels:
             raise DatasetError(f"data.{name} has no labels, which it needs. Give it a `labels` folder.")
         if dataset.has_labels and (self._table(dataset) >= UNKNOWN_INDEX).all():
             raise DatasetError(
@@ -389,11 +400,11 @@ class UDADataModule(LightningDataModule):
             self._own_stream(name)
 
     def origin(self, stream: str, dataset: str) -> Origin:
-        """What a stream draws from: one of the training sets, "source" with its labels or "target" without."""
+        """What a stream draws from: one of the training sets, with its labels unless it is "target"."""
         return Origin(
             stream,
             self.reader(dataset),
-            self.label_reader(dataset) if dataset == "source" else None,
+            self.label_reader(dataset) if dataset in _LABELLED else None,
             self.train_transform(dataset),
             self.seed,
             self.batch_size * self._rank[1],
@@ -422,7 +433,7 @@ class UDADataModule(LightningDataModule):
         if self.cache_dir is None or transform.resize is None or name == "predict":
             return dataset
         if name not in self._cached:
-            labels = self.eval_transform.labels == "resized" if evaluated else name == "source"
+            labels = self.eval_transform.labels == "resized" if evaluated else name in _LABELLED
             self._cached[name] = CachedDataset(
                 dataset, self.cache_dir, transform.resize, transform.interpolation, labels, self.cache_format
             )

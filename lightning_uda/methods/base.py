@@ -177,6 +177,7 @@ class UDAModule(LightningModule):
         term.name = name
         term.prepare(self.student)
         self.terms[name] = term
+        self.streams = tuple(dict.fromkeys((*self.streams, *term.streams)))
 
     def algorithm(self, step: Step) -> None:
         """What the student sees and is taught in a step: the algorithm of the method's paper."""

@@ -137,7 +137,7 @@ def _recorded(run: Run) -> dict[str, str]:
     data, model = init_args(run.config.get("data")), init_args(run.config.get("model"))
     sizes = run.record.get("data") or {}
     facts = {}
-    for name in ("source", "target", "val", "test"):
+    for name in ("source", "target", "labelled_target", "val", "test"):
         images = f", {sizes[name]} images" if name in sizes else ""
         facts[name] = f"{_describe(data[name])}{images}" if data.get(name) else ""
     seed = run.config.get("seed_everything")

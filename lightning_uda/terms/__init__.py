@@ -6,6 +6,7 @@ from lightning_uda.terms.feature_distance import FeatureDistance
 from lightning_uda.terms.feature_mmd import FeatureMMD, mmd
 from lightning_uda.terms.masked_consistency import MaskedConsistency
 from lightning_uda.terms.pull import Projector, Pull
+from lightning_uda.terms.supervised import Supervised
 
 __all__ = [
     "ConfidentPaste",
@@ -16,5 +17,6 @@ __all__ = [
     "Projector",
     "PrototypeContrast",
     "Pull",
+    "Supervised",
     "mmd",
 ]
