@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_uda import __version__
 from lightning_uda.errors import READABLE, explained, readable
@@ -198,7 +198,20 @@ def _set_up_messages() -> None:
     log = logging.getLogger("lightning_uda")
     log.setLevel(logging.INFO)
     if not log.handlers:
-        log.addHandler(logging.StreamHandler())
+        log.addHandler(_ToStderr())
+
+
+class _ToStderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what is the standard error at that moment, which a caller from Python may have replaced."""
+
+    @property
+    def stream(self) -> Any:
+        """The standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """Keeps none."""
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

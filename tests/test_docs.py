@@ -67,6 +67,17 @@ def test_commands_of_a_method_page_parse(page, monkeypatch, capsys):
         assert end.value.code == 0, capsys.readouterr().err
 
 
+def test_commands_of_other_pages_parse(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    pages = [page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))]
+    commands = [line for page in pages for line in re.findall(r"^lightning-uda (fit .*)$", page, re.MULTILINE)]
+    assert len(commands) > 4
+    for command in commands:
+        with pytest.raises(SystemExit) as end:
+            main([*shlex.split(command.replace(" --resume", "")), "--print_config"])
+        assert end.value.code == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("page", "config"), [("dacs", "dacs"), ("dsp", "dsp"), ("self_training", "cbst")])
 def test_options_of_a_method_page_parse(page, config, capsys):
     config = str(ROOT / f"configs/experiment/gta5_to_cityscapes/{config}.yaml")

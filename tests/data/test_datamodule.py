@@ -365,8 +365,8 @@ def test_a_stream_that_nobody_feeds_is_one_message():
 
     with pytest.raises(
         ValueError,
-        match=r"Lost needs the stream 'memroy', but nobody supplies it\. The data module makes source, target, template"
-        r"; callbacks feed memory\. Add the callback",
+        match=r"Lost needs the stream 'memroy', but nobody supplies it\. The data module makes source, target, "
+        r"template, labelled_target; callbacks feed memory\. Add the callback",
     ):
         fit(Lost, [Memory()])
 
