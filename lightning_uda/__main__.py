@@ -188,6 +188,17 @@ def _no_command(arguments: list[str]) -> str:
     return f"found {arguments[0]!r}, which is no command; {hint}"
 
 
+class _Printer(logging.Handler):
+    """Prints messages to whatever is standard error at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one; where that fails, training goes on."""
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
 def _set_up_messages() -> None:
     """Shows what this package reports, and hides advertisements and warnings about what is done on purpose."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -198,7 +209,7 @@ def _set_up_messages() -> None:
     log = logging.getLogger("lightning_uda")
     log.setLevel(logging.INFO)
     if not log.handlers:
-        log.addHandler(logging.StreamHandler())
+        log.addHandler(_Printer())
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
