@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning_uda import __version__
 from lightning_uda.errors import READABLE, explained, readable
@@ -188,6 +188,17 @@ def _no_command(arguments: list[str]) -> str:
     return f"found {arguments[0]!r}, which is no command; {hint}"
 
 
+class _Printer(logging.Handler):
+    """Prints messages to whatever is standard error at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one; where that fails, training goes on."""
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
 def _set_up_messages() -> None:
     """Shows what this package reports, and hides advertisements and warnings about what is done on purpose."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -198,20 +209,7 @@ def _set_up_messages() -> None:
     log = logging.getLogger("lightning_uda")
     log.setLevel(logging.INFO)
     if not log.handlers:
-        log.addHandler(_ToStderr())
-
-
-class _ToStderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what is the standard error at that moment, which a caller from Python may have replaced."""
-
-    @property
-    def stream(self) -> Any:
-        """The standard error."""
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        """Keeps none."""
+        log.addHandler(_Printer())
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

@@ -98,7 +98,7 @@ def said_of(path: Path) -> str:
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
-    return re.split(r"(?<=[.:])\s+(?=[A-Z`])", " ".join(lines), maxsplit=1)[0].rstrip(":")
+    return re.split(r"(?<=\.)\s+(?=[A-Z`])", " ".join(lines), maxsplit=1)[0]
 
 
 def _whole(source: Path, name: str) -> str:

@@ -35,6 +35,7 @@ def test_a_text_chooses_names(capsys):
     [
         ("# One. Two.\nx: 1", "One."),
         ("# A sentence over\n# two lines: and more. Next.\n", "A sentence over two lines: and more."),
+        ("# DSP: Dual soft-paste.\nx: 1", "DSP: Dual soft-paste."),
         ("# Of v1.5 and 0.2 units\nx: 1\n# later", "Of v1.5 and 0.2 units"),
     ],
 )
@@ -91,3 +92,20 @@ def test_grids_and_sweeps_are_found_by_name_from_any_folder(words, tmp_path, mon
     monkeypatch.setattr(Runner, "check", lambda self, points: None)  # which parses options for seconds
     main([*words, "--dry-run"])
     assert "to do" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (CONFIGS.parent / "docs/running.md").read_text(encoding="utf-8")
+    commands = re.search(r"## Starting.*?```\n(.*?)```", page, re.S)[1].splitlines()
+    assert len(commands) == 4
+    for command in commands:
+        program, *words = command.split()
+        assert program == "lightning-uda"
+        if words[0] == "fit":
+            with pytest.raises(SystemExit) as end:
+                main([*words, "--print_config"])
+            assert not end.value.code, capsys.readouterr().err
+        else:
+            main(words)
+    assert (tmp_path / "my.yaml").is_file()
