@@ -131,7 +131,7 @@ class UDADataModule(LightningDataModule):
         self._cached: dict[str, CachedDataset] = {}
         self._statistics: dict[str, ClassStatistics] = {}
         self._fed: dict[str, Callable[[], SampleStream]] = {}
-        self._checked: tuple[tuple[str, ...], dict[str, int]] | None = None
+        self._checked: dict[str, int] = {}  # datasets that were checked, with the images that a batch needs of each
         for dataset in self.datasets.values():
             dataset.size_limit = SizeLimit(max_megapixels)
 
@@ -182,7 +182,7 @@ class UDADataModule(LightningDataModule):
         build_caches(caches, workers=None if self.num_workers else 0)
 
     def check_datasets(self, stage: str, streams: Sequence[str]) -> dict[str, SegmentationDataset]:
-        """Checks the datasets that a stage needs, unless it did so before.
+        """Checks the datasets that a stage needs, each once.
 
         `prepare_data` calls it; the command line does before it makes the method, which may fetch weights from
         elsewhere.
@@ -205,9 +205,10 @@ class UDADataModule(LightningDataModule):
         for name, dataset in chosen.items():
             self._require_classes(name, dataset)
         batch_size = {_STREAM_SET[name]: self.batch_size for name in own if name != "labelled_target"}
-        if self.check and self._checked != (names, batch_size):
-            require_usable(chosen, batch_size, unlabelled=("target", "predict"))
-            self._checked = (names, batch_size)
+        left = {name: dataset for name, dataset in chosen.items() if self._checked.get(name) != batch_size.get(name, 1)}
+        if self.check and left:
+            require_usable(left, batch_size, unlabelled=("target", "predict"))
+            self._checked |= {name: batch_size.get(name, 1) for name in left}
         return chosen
 
     def setup(self, stage: str) -> None:

@@ -71,7 +71,7 @@ class DSP(TeacherModule):
                 f"DSP: found beta={beta}, long_tail_k={long_tail_k}; expected an opacity in [0, 1] and a number of "
                 "classes, at least 0."
             )
-        self.streams = ("source", "template", "target", *(("tail",) if long_tail_k else ()))
+        self.streams = (*self.streams, *(("tail",) if long_tail_k else ()))
         self.beta = float(beta)
         self.long_tail_k = long_tail_k
         self.long_tail_classes = long_tail_classes
