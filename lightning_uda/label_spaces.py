@@ -20,6 +20,9 @@ IGNORE_INDEX = 255
 UNKNOWN_INDEX = 254
 """Entry of a lookup table for raw ids that a strict dataset doesn't list; never reaches a batch."""
 
+UNQUOTED = ' YAML reads no, off, yes and on without quotes as False and True: write them as "no".'
+"""What messages say of a class name that a file gave as True or False."""
+
 Array = npt.NDArray[np.uint8]
 
 
@@ -241,7 +244,12 @@ def get_label_space(name_or_path: str) -> LabelSpace:
         raise ValueError(f"Label space file {path}: expected a mapping with a `classes` list of names.")
     if unknown := sorted(set(content) - {"name", "classes", "palette", "subsets"}):
         raise ValueError(f"Label space file {path}: unknown keys {unknown}; known are classes, name, palette, subsets.")
-    classes = tuple(str(name) for name in content["classes"])
+    if wrong := [name for name in content["classes"] if not isinstance(name, str)]:
+        hint = UNQUOTED if any(isinstance(name, bool) for name in wrong) else ""
+        raise ValueError(
+            f"Label space file {path}: found {wrong} among the class names; expected text in quotes.{hint}"
+        )
+    classes = tuple(content["classes"])
     palette = tuple((int(r), int(g), int(b)) for r, g, b in content.get("palette") or _hues(len(classes)))
     subsets = {str(key): tuple(names) for key, names in (content.get("subsets") or {}).items()}
     return LabelSpace(str(content.get("name", path.stem)), classes, palette, subsets)

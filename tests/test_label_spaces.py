@@ -101,6 +101,18 @@ def test_label_space_is_read_from_yaml(tmp_path):
     assert num_classes(str(path)) == 3
 
 
+def test_class_names_that_yaml_reads_as_something_else_are_asked_to_be_quoted(tmp_path):
+    path = tmp_path / "answers.yaml"
+    path.write_text("classes: [road, no, on]\n")
+    with pytest.raises(ValueError, match=r'found \[False, True\] among the class names.*write them as "no"'):
+        get_label_space(str(path))
+    path.write_text('classes: [road, "no"]\n')
+    assert get_label_space(str(path)).classes == ("road", "no")
+    path.write_text("classes: [road, 5]\n")
+    with pytest.raises(ValueError, match=r"found \[5\] among the class names; expected text in quotes\.$"):
+        get_label_space(str(path))
+
+
 def test_yaml_without_name_and_palette_gets_both(tmp_path):
     path = tmp_path / "room.yaml"
     path.write_text(f"classes: {[f'class {i}' for i in range(30)]}\n")

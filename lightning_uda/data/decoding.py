@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
 import os
 import stat
 import struct
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -43,6 +44,8 @@ _HEADERS: dict[bytes, type[JpegImageFile | TiffImageFile | BmpImageFile]] = {  #
     b"MM": TiffImageFile,
     b"BM": BmpImageFile,
 }
+_OTHER_LABELS = (b"II", b"MM", b"BM")  # beginnings of label maps that Pillow reads
+_LABEL_MODES = ("1", "L", "P", "I;16", "I;16B")  # Pillow's names for a single channel of at most 16 bits
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -134,7 +137,7 @@ def decode_label(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> Array:
     """Decodes a label map without touching the stored numbers: palette files give indices, not colours.
 
     Args:
-        data: Single-channel PNG file: grey of 1 to 16 bits, or palette.
+        data: Single-channel PNG, TIFF or BMP file: grey of 1 to 16 bits, or palette.
         where: Path of the file, for messages.
         limit: How large it may be.
 
@@ -142,8 +145,11 @@ def decode_label(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> Array:
         uint8 (H, W) of raw ids.
 
     Raises:
-        DatasetError: If the file is broken, of another kind, too large, or holds ids above 255.
+        DatasetError: If the file is broken, of another kind such as JPEG, which changes ids, too large, a TIFF that
+            asks to be turned, or holds ids above 255.
     """
+    if data.startswith(_OTHER_LABELS):
+        return as_class_ids(_decode_tiff_or_bmp(data, where, limit), where)
     depth, color_type = require_label_png(data, where)
     limit.require_pixels(png_size(data), where)
     try:
@@ -363,7 +369,7 @@ def read_name_list(
         raise DatasetError(
             f"{path}: list file `split` not found; expected a path, absolute or relative to root. {there}"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in _read_text(path).splitlines()]
     names = [name_of(line) for line in lines if line and not line.startswith("#")]
     if not names:
         raise DatasetError(f"{path}: the list file names no image; expected one name per line, without extension.")
@@ -375,6 +381,13 @@ def read_name_list(
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise DatasetError(f"{path}: {len(twice)} names are listed more than once: {some(twice)}. List each once.")
     return names
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` that follows links to folders, but none that leads back to a folder it lies in."""
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = [sub for sub in subfolders if not _leads_back(Path(place, sub))]
+        yield place, subfolders, files
 
 
 def require_root(root: Path) -> None:
@@ -402,6 +415,26 @@ def some(names: Sequence[str], count: int = 5) -> str:
     """The first names, and how many more there are."""
     shown = ", ".join(names[:count])
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
+
+
+def _leads_back(path: Path) -> bool:
+    """Whether a path is a link to a folder that holds one of those on the way to it, other links resolved."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    return any(parent.resolve().is_relative_to(target) for parent in path.parents)
+
+
+def _read_text(path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 if it begins with the mark of that."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{path}: the list file isn't text in UTF-8 ({error}). Save it again with the encoding UTF-8."
+        ) from error
 
 
 def _ranges(ids: Iterable[int]) -> str:
@@ -497,12 +530,32 @@ def _refuse_turned_tiff(where: str, data: bytes) -> None:
         )
 
 
+def _decode_tiff_or_bmp(data: bytes, where: str, limit: SizeLimit) -> npt.NDArray[Any]:
+    image_size(data, where, limit)
+    _refuse_turned_tiff(where, data)
+    try:
+        image = _HEADERS[data[:2]](io.BytesIO(data))
+        if image.mode in _LABEL_MODES:
+            return np.array(image)
+    except _UNREADABLE as error:
+        raise UnreadableFileError(_not_a_label(where, str(error))) from error
+    raise DatasetError(
+        f"{where}: label is a {image.format} of kind {image.mode}; expected a single channel (grey or palette) of at "
+        "most 16 bits whose numbers are class ids. Convert the colours to ids."
+    )
+
+
 def _not_a_label(where: str, why: str) -> str:
     return f"{where}: label can't be decoded ({why}). Copy the file again or delete the pair."
 
 
 def _png_kind(head: bytes, where: str) -> tuple[int, int]:
     """Bit depth and colour type of a label file that has to be a PNG."""
+    if head.startswith(_JPEG_SIGNATURE):
+        raise DatasetError(
+            f"{where}: label is a JPEG file; JPEG is lossy and mixes the ids at borders. Export the label again as "
+            "PNG, TIFF or BMP; converting the JPEG doesn't bring the ids back."
+        )
     if not is_png(head):
         raise UnreadableFileError(
             f"{where}: label isn't a PNG file ({'empty' if not head else f'begins with {head[:8]!r}'}); expected a PNG "

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +25,15 @@ from lightning_uda.data.decoding import (
     size_mismatch,
     some,
     unlisted_ids,
+    walk,
 )
+from lightning_uda.label_spaces import UNQUOTED
 
 Array = npt.NDArray[np.uint8]
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-LABEL_EXTENSIONS = (".png",)
+LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp")
+LOSSY_EXTENSIONS = (".jpg", ".jpeg")
 CLASS_MAP_FILES = ("classes.json", "classes.yaml", "classes.yml")
 
 
@@ -39,14 +41,15 @@ class FolderDataset(SegmentationDataset):
     """Images of a folder, found recursively, with label maps of the same relative names in another.
 
     An image's name is its path in the image folder without extension, "/" between folders. Images may be PNG, JPEG,
-    BMP, WebP or TIFF; labels are single-channel PNG files (8-bit grey, palette, 16-bit grey with ids below 256) whose
-    stored numbers are the raw ids. EXIF orientation is ignored, so that image and label stay pixel-aligned.
+    BMP, WebP or TIFF; labels are single-channel PNG, TIFF or BMP files (8-bit grey, palette, 16-bit grey with ids below
+    256) whose stored numbers are the raw ids. EXIF orientation is ignored, so that image and label stay pixel-aligned.
     The constructor only lists files; `check` looks into them.
 
     Args:
         root: Folder of the dataset.
         images: Image folder, absolute or relative to `root`.
-        labels: Label folder, absolute or relative to `root`; `None` for an unlabelled set.
+        labels: Label folder, absolute or relative to `root`; `None` for an unlabelled set. It may be the image folder,
+            if `label_suffix` tells the labels apart.
         split: Text file, absolute or relative to `root`, with one image name per line; blank lines and lines that
             begin with # are skipped. `None` takes all images.
         class_map: Class name of each raw id (`None` for void), or the path of a JSON or YAML file with such a mapping
@@ -55,10 +58,12 @@ class FolderDataset(SegmentationDataset):
         image_suffix: End of image file names that doesn't belong to the name, such as "_leftImg8bit"; files without
             it are skipped.
         label_suffix: The same of label file names, such as "_gtFine_labelIds".
+        unpaired: What to do with images without label, and, where no `split` lists the images, with labels without
+            image: "refuse" has `check` name them as problems; "skip" leaves them out, and `remarks` names them.
 
     Raises:
-        DatasetError: If a folder, the list file, an image, all labels or the class map is missing or doesn't fit. If
-            some images have no label, `check` and `load_label` say so.
+        DatasetError: If a folder, the list file, an image, all labels or the class map is missing or doesn't fit, or
+            if an image's only label is a JPEG. If some images have no label, `check` and `load_label` say so.
     """
 
     strict_ids = True
@@ -73,21 +78,31 @@ class FolderDataset(SegmentationDataset):
         ignore_ids: Sequence[int] = (255,),
         image_suffix: str = "",
         label_suffix: str = "",
+        unpaired: Literal["refuse", "skip"] = "refuse",
     ) -> None:
         self.root = Path(root).expanduser()
         self.has_labels = labels is not None
         label_folder = None if labels is None else self.root / labels
-        image_files = _list_images(self.root, self.root / images, label_folder, image_suffix)
+        image_files = _list_images(self.root, self.root / images, label_folder, image_suffix, label_suffix)
         self._names = (
             sorted(image_files) if split is None else read_name_list(self.root, split, image_files, min(image_files))
         )
-        self._images = [image_files[name] for name in self._names]
         self._label_folder, self._label_suffix = label_folder, label_suffix
         self._labels: list[Path | None] = []
+        self._unpaired = unpaired
+        self._skipped: list[str] = []
+        self._extra_labels: list[str] = []
         if label_folder is not None:
             label_files = _list_labels(self.root, label_folder, label_suffix)
+            _refuse_lossy(self._names, label_folder, label_files, label_suffix)
             _require_labels(self._names, label_folder, label_files, label_suffix)
+            extra = sorted(set(label_files) - set(image_files)) if split is None else []
+            self._extra_labels = [label_files[name].relative_to(label_folder).as_posix() for name in extra]
+            if unpaired == "skip":
+                self._skipped = [name for name in self._names if name not in label_files]
+                self._names = [name for name in self._names if name in label_files]
             self._labels = [label_files.get(name) for name in self._names]
+        self._images = [image_files[name] for name in self._names]
         needs_map = self.has_labels or class_map is not None
         self.class_ids: Mapping[int, str | None] = _class_ids(self.root, class_map, ignore_ids) if needs_map else {}
 
@@ -141,14 +156,31 @@ class FolderDataset(SegmentationDataset):
             labels: Whether to look at labels too.
 
         Returns:
-            One entry for all missing labels; every image or label that is unreadable, cut off or of another size than
-            its partner, and every label with ids outside the class map.
+            One entry for all missing labels and one for all labels without image, unless these are skipped; every image
+            or label that is unreadable, cut off or of another size than its partner, and every label with ids outside
+            the class map.
         """
         unlabelled = self._missing_labels if labels else ""
         missing = [Problem(str(self._label_folder), unlabelled)] if unlabelled else []
+        if labels and self._extra_labels and self._unpaired == "refuse":
+            what = f"{self._extra}. Add the images, take these files away, or set `unpaired: skip`."
+            missing.append(Problem(str(self._label_folder), what))
         with ThreadPoolExecutor() as pool:
             results = pool.map(lambda index: self._check_pair(index, labels), range(len(self)))
             return [*missing, *(problem for found in results for problem in found)]
+
+    def remarks(self) -> list[Problem]:
+        """Names the images without label and the labels without image that are skipped."""
+        if self._unpaired == "refuse":
+            return []
+        of = len(self._skipped) + len(self)
+        images = f"skipped {len(self._skipped)} of {of} images, which have no label: {some(self._skipped)}"
+        found = [images] * bool(self._skipped) + [f"skipped: {self._extra}"] * bool(self._extra_labels)
+        return [Problem(str(self._label_folder), what) for what in found]
+
+    @property
+    def _extra(self) -> str:
+        return f"{len(self._extra_labels)} labels have no image: {some(self._extra_labels)}"
 
     def _label(self, index: int) -> Path | None:
         if not self.has_labels:
@@ -166,8 +198,8 @@ class FolderDataset(SegmentationDataset):
         if not missing:
             return ""
         return (
-            f"{len(missing)} of {len(self)} images have no label: {some(missing)}. Add these files, or list the "
-            "labelled images in a `split` file."
+            f"{len(missing)} of {len(self)} images have no label: {some(missing)}. Add these files, list the "
+            "labelled images in a `split` file, or set `unpaired: skip`."
         )
 
     def _check_pair(self, index: int, labels: bool) -> list[Problem]:
@@ -208,9 +240,17 @@ class ImageFolder(FolderDataset):
 # Listing
 
 
-def _list_images(root: Path, folder: Path, label_folder: Path | None, suffix: str) -> dict[str, Path]:
+def _list_images(
+    root: Path, folder: Path, label_folder: Path | None, suffix: str, label_suffix: str
+) -> dict[str, Path]:
     _require_folder(root, folder, "images")
-    files = _list_files(folder, IMAGE_EXTENSIONS, suffix, label_folder)
+    beside = label_folder is not None and folder.resolve() == label_folder.resolve()
+    if beside and not label_suffix:
+        raise DatasetError(
+            f"{folder}: `images` and `labels` are the same folder, and no `label_suffix` tells which files are labels. "
+            "Set it to the end of their names, such as `label_suffix: _label` for img_01_label.png beside img_01.jpg."
+        )
+    files = _list_files(folder, IMAGE_EXTENSIONS, suffix, label_folder, label_suffix if beside else "")
     if not files:
         wanted = f" with names that end in {suffix!r}" if suffix else ""
         raise DatasetError(
@@ -222,7 +262,7 @@ def _list_images(root: Path, folder: Path, label_folder: Path | None, suffix: st
 
 def _list_labels(root: Path, folder: Path, suffix: str) -> dict[str, Path]:
     _require_folder(root, folder, "labels", " For a set without labels, use ImageFolder or set `labels: null`.")
-    return _list_files(folder, LABEL_EXTENSIONS, suffix, None)
+    return _list_files(folder, LABEL_EXTENSIONS, suffix)
 
 
 def _require_folder(root: Path, folder: Path, argument: str, hint: str = "") -> None:
@@ -231,14 +271,18 @@ def _require_folder(root: Path, folder: Path, argument: str, hint: str = "") -> 
         raise DatasetError(f"{folder}: folder not found. {folder_contents(root)} Correct `{argument}`.{hint}")
 
 
-def _list_files(folder: Path, extensions: Sequence[str], suffix: str, skip: Path | None) -> dict[str, Path]:
-    """Files below a folder by name, hidden ones and the folder `skip` left out."""
+def _list_files(
+    folder: Path, extensions: Sequence[str], suffix: str, skip: Path | None = None, not_suffix: str = ""
+) -> dict[str, Path]:
+    """Files below a folder by name; hidden ones, the folder `skip` and names that end in `not_suffix` left out."""
     files: dict[str, Path] = {}
-    for place, subfolders, entries in os.walk(folder, followlinks=True):
+    for place, subfolders, entries in walk(folder):
         subfolders[:] = [sub for sub in subfolders if not sub.startswith(".") and Path(place, sub) != skip]
         for entry in entries:
             path = Path(place, entry)
             if entry.startswith(".") or path.suffix.lower() not in extensions or not path.stem.endswith(suffix):
+                continue
+            if not_suffix and path.stem.endswith(not_suffix):
                 continue
             name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
             if name in files:
@@ -250,12 +294,25 @@ def _list_files(folder: Path, extensions: Sequence[str], suffix: str, skip: Path
     return files
 
 
+def _refuse_lossy(names: Sequence[str], folder: Path, labels: Mapping[str, Path], suffix: str) -> None:
+    """Refuses images whose only label is a JPEG."""
+    without = {name for name in names if name not in labels}
+    if not without:
+        return
+    files = _list_files(folder, LOSSY_EXTENSIONS, suffix)
+    if lossy := [files[name].relative_to(folder).as_posix() for name in sorted(without & files.keys())]:
+        raise DatasetError(
+            f"{folder}: found {len(lossy)} JPEG labels, such as {some(lossy)}; JPEG is lossy and mixes the ids at "
+            "borders. Export the labels again as PNG, TIFF or BMP; converting the JPEGs doesn't bring the ids back."
+        )
+
+
 def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Path], suffix: str) -> None:
     """Refuses a label folder that holds none of the images' labels."""
     if any(name in labels for name in names):
         return
     there = (
-        f"It holds {len(labels)} other PNG files, such as {min(labels)}{suffix}.png."
+        f"It holds {len(labels)} other label files, such as {labels[min(labels)].relative_to(folder).as_posix()}."
         if labels
         else folder_contents(folder)
     )
@@ -330,5 +387,6 @@ def _class_name(where: str, raw_id: Any, name: Any) -> str | None:
     if name is not None and not (isinstance(name, str) and name):
         raise DatasetError(
             f"{where}: class of raw id {raw_id} is {name!r}; expected a name (in quotes) or null for void."
+            f"{UNQUOTED * isinstance(name, bool)}"
         )
     return name

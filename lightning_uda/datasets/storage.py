@@ -33,6 +33,7 @@ from lightning_uda.data.decoding import (
     require_root,
     size_mismatch,
     some,
+    walk,
 )
 
 Array = npt.NDArray[np.uint8]
@@ -181,7 +182,7 @@ class Storage:
     def _unpacked(self, tree: str) -> Iterator[tuple[str, StoredFile]]:
         """Files on disk below every folder `tree`, with their paths below it."""
         for top in _trees(self.root, tree):
-            for place, subfolders, names in os.walk(top, followlinks=True):
+            for place, subfolders, names in walk(top):
                 subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
                 below = "" if place == str(top) else Path(place).relative_to(top).as_posix() + "/"
                 for name in sorted(names):

@@ -123,7 +123,7 @@ def break_nthu(root):
     (labels / f"{second}_eval.png").unlink()
     (images / f"{third}.jpg").write_bytes(b"")
     problems = {
-        str((labels / f"{first}_eval.png").relative_to(root)): "label isn't a PNG file (begins with b'\\xff\\xd8",
+        str((labels / f"{first}_eval.png").relative_to(root)): "label is a JPEG file; JPEG is lossy",
         str((images / f"{third}.jpg").relative_to(root)): "empty file (0 bytes), expected an image",
         "": f"1 of 4 NTHU images have no label in Rome/Labels/Test/: {second}.",
     }

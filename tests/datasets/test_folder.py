@@ -101,6 +101,120 @@ def test_label_folder_inside_the_image_folder_holds_no_images(tmp_path):
     assert len(FolderDataset(str(tmp_path), images=".", class_map={0: "road"})) == 1
 
 
+IDS = np.array([[0, 1, 2], [3, 4, 255]], np.uint8)
+
+
+def save_label(path, kind="L"):
+    image = Image.fromarray(IDS.astype(np.uint16) if kind == "I;16" else IDS)
+    if kind == "P":
+        image = Image.frombytes("P", image.size, IDS.tobytes())
+        image.putpalette([(7 * i + 3) % 256 for i in range(768)])  # colours that aren't the ids
+    image.save(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [(".png", "L"), (".png", "P"), (".tif", "L"), (".tiff", "P"), (".TIF", "I;16"), (".bmp", "L"), (".bmp", "P")],
+)
+def test_labels_beside_their_images_are_told_by_a_suffix(tmp_path, ending, kind):
+    (tmp_path / "day").mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "day/img_01.jpg")
+    Image.new("RGB", (3, 2)).save(tmp_path / "img_02.png")
+    save_label(tmp_path / f"day/img_01_label{ending}", kind)
+    save_label(tmp_path / f"img_02_label{ending}", kind)
+    dataset = FolderDataset(
+        str(tmp_path), images=".", labels=".", label_suffix="_label", class_map=dict(enumerate("abcde"))
+    )
+    assert [dataset.name(i) for i in range(len(dataset))] == ["day/img_01", "img_02"]
+    assert dataset.check() == []
+    for i in range(2):
+        np.testing.assert_array_equal(dataset.load_label(i), IDS)
+
+
+def test_one_folder_for_both_needs_a_suffix(tmp_path):
+    write_pair(tmp_path)
+    message = message_of(tmp_path, labels="images", class_map={0: "road"})
+    assert "`images` and `labels` are the same folder" in message
+    assert "`label_suffix: _label`" in message
+
+
+@pytest.mark.parametrize("ending", [".tif", ".bmp"])
+def test_labels_in_colours_and_damaged_ones_are_named(tmp_path, ending):
+    for name in ("colours", "cut"):
+        write_pair(tmp_path, name, (40, 60))
+        (tmp_path / f"labels/{name}.png").unlink()
+    Image.new("RGB", (60, 40)).save(tmp_path / f"labels/colours{ending}")
+    Image.new("L", (60, 40)).save(tmp_path / f"labels/cut{ending}")
+    whole = (tmp_path / f"labels/cut{ending}").read_bytes()
+    (tmp_path / f"labels/cut{ending}").write_bytes(whole[: len(whole) // 2])
+    colours, cut = FolderDataset(str(tmp_path), class_map={0: "road"}).check()
+    assert colours.where.endswith(f"colours{ending}")
+    assert "of kind RGB; expected a single channel" in colours.what
+    assert cut.where.endswith(f"cut{ending}")
+    assert "label can't be decoded" in cut.what
+
+
+def test_jpeg_labels_are_refused_as_lossy(tmp_path):
+    write_pair(tmp_path, "a")
+    write_pair(tmp_path, "b")
+    Image.new("RGB", (6, 4)).save(tmp_path / "labels/a.jpg")  # a picture beside a label that is there
+    assert FolderDataset(str(tmp_path), class_map={0: "road"}).check() == []
+    (tmp_path / "labels/a.png").unlink()
+    message = message_of(tmp_path, class_map={0: "road"})
+    assert "labels: found 1 JPEG labels, such as a.jpg; JPEG is lossy" in message
+
+
+def test_unpaired_files_are_refused_or_skipped_and_named(tmp_path):
+    for name in ("a", "b", "no_image", "no_label"):
+        write_pair(tmp_path, name)
+    (tmp_path / "images/no_image.png").unlink()
+    (tmp_path / "labels/no_label.png").unlink()
+    strict = FolderDataset(str(tmp_path), class_map={0: "road"})
+    missing, extra = strict.check()
+    assert missing.what.startswith("1 of 3 images have no label: no_label.png. ")
+    assert extra.what.startswith("1 labels have no image: no_image.png. ")
+    assert missing.where == extra.where == str(tmp_path / "labels")
+    assert all("`unpaired: skip`" in problem.what for problem in (missing, extra))
+    assert strict.check(labels=False) == strict.remarks() == []
+    skipping = FolderDataset(str(tmp_path), class_map={0: "road"}, unpaired="skip")
+    assert [skipping.name(i) for i in range(len(skipping))] == ["a", "b"]
+    assert [skipping.image_path(i).name for i in range(2)] == ["a.png", "b.png"]
+    assert skipping.check() == []
+    assert [remark.what for remark in skipping.remarks()] == [
+        "skipped 1 of 3 images, which have no label: no_label",
+        "skipped: 1 labels have no image: no_image.png",
+    ]
+    (tmp_path / "list.txt").write_text("a\n")
+    assert FolderDataset(str(tmp_path), class_map={0: "road"}, split="list.txt").check() == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_list_files_in_utf_16_are_read(tmp_path, encoding):
+    write_pair(tmp_path, "bäume")
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    (tmp_path / "list.txt").write_bytes(f"{mark}# Liste\r\nbäume\r\n".encode(encoding))
+    assert FolderDataset(str(tmp_path), labels=None, split="list.txt").name(0) == "bäume"
+
+
+def test_list_files_that_are_no_utf_8_are_named(tmp_path):
+    write_pair(tmp_path)
+    (tmp_path / "list.txt").write_bytes("bäume\n".encode("latin-1"))
+    assert "list.txt: the list file isn't text in UTF-8" in message_of(tmp_path, labels=None, split="list.txt")
+
+
+def test_links_are_followed_but_not_in_a_circle(tmp_path):
+    for name in ("a", "inner/b"):
+        write_pair(tmp_path / "set", name)
+    write_pair(tmp_path / "elsewhere", "c")
+    images = tmp_path / "set/images"
+    (images / "self").symlink_to(images)
+    (images / "inner/up").symlink_to(images.parent)
+    (images / "linked").symlink_to(tmp_path / "elsewhere/images")
+    (tmp_path / "elsewhere/images/back").symlink_to(images)  # into the set again, by way of another folder
+    dataset = FolderDataset(str(tmp_path / "set"), labels=None)
+    assert [dataset.name(i) for i in range(len(dataset))] == ["a", "inner/b", "linked/c"]
+
+
 # Class maps
 
 
@@ -144,6 +258,7 @@ def test_missing_class_map_error_says_what_to_write(tmp_path):
         ({300: "road"}, "raw id 300 isn't an integer from 0 to 255"),
         ({"a": "road"}, "raw id 'a' isn't an integer"),
         ({0: True}, "class of raw id 0 is True; expected a name (in quotes) or null"),
+        ({0: False}, 'write them as "no"'),
         ({0: None}, "names no class"),
         ({}, "names no class"),
         ("absent.json", "absent.json: class map file not found"),
@@ -214,10 +329,10 @@ def test_no_pair_at_all(tmp_path):
     (tmp_path / "labels/a.png").rename(tmp_path / "labels/a_label.png")
     message = message_of(tmp_path, class_map={0: "road"})
     assert (
-        "none of the 1 images has a label; expected a.png. It holds 1 other PNG files, such as a_label.png" in message
+        "none of the 1 images has a label; expected a.png. It holds 1 other label files, such as a_label.png" in message
     )
-    (tmp_path / "labels/a_label.png").rename(tmp_path / "labels/a.jpg")
-    assert "holds: a.jpg" in message_of(tmp_path, class_map={0: "road"})
+    (tmp_path / "labels/a_label.png").rename(tmp_path / "labels/a.txt")
+    assert "holds: a.txt" in message_of(tmp_path, class_map={0: "road"})
 
 
 def test_some_images_without_label(tmp_path):
@@ -255,7 +370,7 @@ def test_two_images_of_one_name(tmp_path):
         ("labels/rgb_label.png", "label is a PNG of kind RGB colour; expected a single-channel PNG"),
         ("labels/deep_ids.png", "found 16-bit ids up to 26001, expected class ids below 256"),
         ("labels/cut_label.png", "label can't be decoded"),
-        ("labels/jpeg_label.png", "label isn't a PNG file"),
+        ("labels/jpeg_label.png", "label is a JPEG file; JPEG is lossy"),
         ("images/empty_image.png", "empty file (0 bytes)"),
         ("images/text_image.png", "can't be decoded as an image (begins with b'<html>40')"),
         ("images/cut_png.png", "the file is cut off"),
