@@ -244,12 +244,9 @@ def get_label_space(name_or_path: str) -> LabelSpace:
         raise ValueError(f"Label space file {path}: expected a mapping with a `classes` list of names.")
     if unknown := sorted(set(content) - {"name", "classes", "palette", "subsets"}):
         raise ValueError(f"Label space file {path}: unknown keys {unknown}; known are classes, name, palette, subsets.")
-    if wrong := [name for name in content["classes"] if not isinstance(name, str)]:
-        hint = UNQUOTED if any(isinstance(name, bool) for name in wrong) else ""
-        raise ValueError(
-            f"Label space file {path}: found {wrong} among the class names; expected text in quotes.{hint}"
-        )
-    classes = tuple(content["classes"])
+    if wrong := [name for name in content["classes"] if isinstance(name, bool)]:
+        raise ValueError(f"Label space file {path}: found {wrong} among the class names; expected text.{UNQUOTED}")
+    classes = tuple(str(name) for name in content["classes"])
     palette = tuple((int(r), int(g), int(b)) for r, g, b in content.get("palette") or _hues(len(classes)))
     subsets = {str(key): tuple(names) for key, names in (content.get("subsets") or {}).items()}
     return LabelSpace(str(content.get("name", path.stem)), classes, palette, subsets)

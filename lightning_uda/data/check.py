@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
-from lightning_uda.data.decoding import file_problem, size_mismatch, unlisted_ids
+from lightning_uda.data.decoding import file_problem, size_mismatch, some, unlisted_ids
 from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 
 _LISTED_BEFORE_TRAINING = 10
@@ -40,7 +40,7 @@ class ScanReport:
         void_pixels: Labelled pixels that are void in the label space.
         problems: Everything that has to be mended.
         warnings: What may be meant so: sound label maps without a labelled pixel, class names outside the label space,
-            pairs of different size in a dataset known for them, ids unknown to a dataset that takes such for void, and
+            label maps of which much is lost as void, pairs of different size in a dataset known for them, ids unknown to a dataset that takes such for void, and
             the dataset's own remarks.
     """
 
@@ -190,7 +190,36 @@ def _summarize(dataset: SegmentationDataset, label_space: LabelSpace, scanned: l
         report.warnings += item.warnings
         if item.raw_counts is not None:
             _count_classes(report, item, table)
+    report.warnings += _suspicious_masks(dataset, label_space, report, scanned)
     return report
+
+
+def _suspicious_masks(
+    dataset: SegmentationDataset, label_space: LabelSpace, report: ScanReport, scanned: list[_Scanned]
+) -> list[Problem]:
+    """Label maps that are read without error, though what they show may be lost as void."""
+    raw = sum((item.raw_counts for item in scanned if item.raw_counts is not None), np.zeros(256, np.int64))
+    if np.flatnonzero(raw).tolist() == [0, 255] and dataset.class_ids.get(255) is None:
+        what = (
+            "the label maps hold two values, 0 and 255, and 255 counts as void, so that one class is all there is. If "
+            'they are masks of an object, list 255 as a class: `class_map: {0: "background", 255: "object"}` and '
+            "`ignore_ids: []`."
+        )
+        return [Problem("label maps", what)]
+    absent = [name for name, pixels in zip(label_space.classes, report.class_pixels, strict=True) if not pixels]
+    pixels = report.void_pixels + int(report.class_pixels.sum())
+    if not absent or not pixels or report.void_pixels < pixels / 2:
+        return []
+    ids = [int(raw_id) for raw_id in np.argsort(-raw) if raw[raw_id] and _is_void(dataset, label_space, int(raw_id))]
+    what = (
+        f"{100 * report.void_pixels / pixels:.0f} % of the pixels are void (ids {some([str(i) for i in ids])}), and no "
+        f"pixel is of {some(absent)}. Does the class map take a class for void?"
+    )
+    return [Problem("label maps", what)]
+
+
+def _is_void(dataset: SegmentationDataset, label_space: LabelSpace, raw_id: int) -> bool:
+    return dataset.class_ids.get(raw_id) not in label_space.classes
 
 
 def _mean(colors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:

@@ -353,6 +353,31 @@ def test_some_images_without_label(tmp_path):
     assert sorted(report.problems, key=str) == sorted([missing, empty], key=str)
 
 
+@pytest.mark.parametrize(
+    ("ids", "class_map", "ignored", "warning"),
+    [
+        ([0, 255, 255, 255], {0: "road"}, (255,), "hold two values, 0 and 255, and 255 counts as void"),
+        ([0, 255, 255, 255], {0: "road", 255: "sky"}, (), None),
+        (
+            [0, 7, 7, 7],
+            {0: "road", 1: "sky", 7: None},
+            (255,),
+            "75 % of the pixels are void (ids 7), and no pixel is of sky",
+        ),
+        ([0, 1, 7, 7], {0: "road", 1: "sky", 7: None}, (255,), None),
+        ([0, 0, 0, 7], {0: "road", 1: "sky", 7: None}, (255,), None),
+    ],
+)
+def test_masks_whose_object_is_lost_as_void_are_warned_of(tmp_path, ids, class_map, ignored, warning):
+    write_pair(tmp_path, size=(2, 2))
+    Image.fromarray(np.array(ids, np.uint8).reshape(2, 2)).save(tmp_path / "labels/a.png")
+    dataset = FolderDataset(str(tmp_path), class_map=class_map, ignore_ids=ignored)
+    report = scan(dataset, LabelSpace("two", ("road", "sky"), ((1, 2, 3), (4, 5, 6))), progress=False)
+    assert report.problems == []
+    assert len(report.warnings) == (warning is not None)
+    assert all(warning in found.what for found in report.warnings)
+
+
 def test_two_images_of_one_name(tmp_path):
     make_unlabelled(tmp_path, 1)
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "frame_0.jpg")
