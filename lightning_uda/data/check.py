@@ -40,8 +40,8 @@ class ScanReport:
         void_pixels: Labelled pixels that are void in the label space.
         problems: Everything that has to be mended.
         warnings: What may be meant so: sound label maps without a labelled pixel, class names outside the label space,
-            label maps of which much is lost as void, pairs of different size in a dataset known for them, ids unknown to a dataset that takes such for void, and
-            the dataset's own remarks.
+            label maps of which much is lost as void, pairs of different size in a dataset known for them, ids unknown
+            to a dataset that takes such for void, and the dataset's own remarks.
     """
 
     has_labels: bool

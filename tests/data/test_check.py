@@ -68,9 +68,13 @@ def test_statistics_of_a_good_set(tmp_path):
     assert report.class_pixels.sum() + report.void_pixels == sum(label.size for label in labels)
     assert report.class_shares.sum() == pytest.approx(1)
     assert report.problems == []
-    assert report.warnings == [
-        Problem("class map", "names ['building'] aren't in the label space 'small': their pixels count as void")
-    ]
+    void = sum(int((~np.isin(label, raw_ids)).sum()) for label in labels) / sum(label.size for label in labels)
+    foreign, lost = report.warnings
+    assert foreign == Problem(
+        "class map", "names ['building'] aren't in the label space 'small': their pixels count as void"
+    )
+    assert lost.what.startswith(f"{100 * void:.0f} % of the pixels are void (ids ")
+    assert "and no pixel is of car." in lost.what
 
 
 def test_a_dataset_without_files_is_scanned_too():
@@ -91,7 +95,7 @@ def test_scan_finds_every_problem_once_and_never_stops(bad):
         "cut_jpeg_with_thumbnail turned_tiff".split()
     )
     assert (report.images, report.readable_images, report.readable_labels) == (15, 8, 11)
-    assert [Path(warning.where).stem for warning in report.warnings[1:]] == ["all_void"]
+    assert [Path(warning.where).stem for warning in report.warnings[1:]] == ["all_void", "label maps"]
 
 
 def test_report_of_a_good_set_shows_sizes_shares_and_no_problems(tmp_path):
