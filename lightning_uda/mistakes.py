@@ -223,13 +223,14 @@ def _imported(path: str) -> Any:
 
 
 def _subclasses(kind: type) -> list[str]:
-    """Names of the classes below a type that can be made, the type itself included."""
+    """Names of the classes below a type that can be made, the type itself included: this package's and the type's own."""
+    packages = {kind.__module__.partition(".")[0], __name__.partition(".")[0]}
     found: set[str] = set()
     left: list[Any] = [kind]
     while left:
         one = left.pop()
         left += [other for other in one.__subclasses__() if not other.__name__.startswith("_")]
-        if not inspect.isabstract(one) and one.__module__ != "__main__":
+        if not inspect.isabstract(one) and one.__module__.partition(".")[0] in packages:
             found.add(one.__name__)
     return sorted(found)
 
