@@ -27,8 +27,8 @@ ROOMS = [
     ["data"],
     ["mixing", "pseudo_labels", "translation", "inference", "metrics", "optim"],
     ["tables", "windows", "checkpoints"],
-    ["label_spaces", "resize", "files", "precision", "includes", "signals", "mistakes", "ranks"],
-    ["config_files", "errors"],
+    ["label_spaces"],
+    ["resize", "files", "precision", "includes", "signals", "mistakes", "ranks", "ranges"],
 ]
 """From the top of the house to its ground floor; a file imports from rooms below its own, and from its own."""
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
