@@ -28,7 +28,8 @@ ROOMS = [
     ["mixing", "pseudo_labels", "translation", "inference", "metrics", "optim"],
     ["tables", "windows", "checkpoints"],
     ["label_spaces"],
-    ["resize", "files", "precision", "includes", "signals", "mistakes", "ranks", "ranges"],
+    ["ranges", "resize", "files", "precision", "includes", "signals", "mistakes", "ranks"],
+    ["config_files", "errors"],
 ]
 """From the top of the house to its ground floor; a file imports from rooms below its own, and from its own."""
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
