@@ -53,6 +53,7 @@ from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
 from lightning_uda.parser import OptionParser
+from lightning_uda.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, NUMBER, POSITIVE, require
 from lightning_uda.resuming import CheckpointFiles, RunLogger, newest_of_run
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,23 @@ def load_value(text: str) -> Any:
     return _load_yaml(text)
 
 
+_OF_TRAINER = {
+    "accumulate_grad_batches": COUNT,
+    "check_val_every_n_epoch": COUNT,
+    "gradient_clip_val": NOT_NEGATIVE,
+    "limit_predict_batches": COUNT_OR_NONE,
+    "limit_test_batches": COUNT_OR_NONE,
+    "limit_train_batches": COUNT_OR_NONE,
+    "limit_val_batches": COUNT_OR_NONE,
+    "log_every_n_steps": COUNT_OR_NONE,
+    "num_nodes": COUNT,
+    "num_sanity_val_steps": NUMBER,
+    "overfit_batches": COUNT_OR_NONE,
+    "val_check_interval": POSITIVE,
+}
+"""Ranges of the trainer's numbers, which it doesn't refuse itself, or only in the midst of its work."""
+
+
 set_loader("yaml", load_value, exceptions=(yaml.YAMLError,))
 allow_includes()
 
@@ -84,11 +102,31 @@ class SaveConfig(SaveConfigCallback):
     """Saves the resolved config as `config.yaml` in the run folder, and hands it to the loggers.
 
     A run that goes on in its folder keeps its config; if it goes on with another one, the old is kept as
-    `config.1.yaml`.
+    `config.1.yaml`. It is saved when everything is set up, so that a run that is refused leaves no folder.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: other parts may still refuse."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the config."""
+        self._save(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the config, unless training has."""
+        self._save(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the config."""
+        self._save(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the config."""
+        self._save(trainer, pl_module, "predict")
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.already_saved:
+            return
         logger = trainer.logger
         before, kept = Path(trainer.log_dir or "") / self.config_filename, None
         if isinstance(logger, RunLogger) and logger.resumed is not None:
@@ -142,7 +180,9 @@ class UDACLI(LightningCLI):
         )
         parser.link_arguments("data.init_args.label_space", "model.init_args.label_space")
         parser.link_arguments(
-            "data.init_args.label_space", "model.init_args.network.init_args.num_classes", compute_fn=num_classes
+            ("data.init_args.label_space", "model.init_args.network.init_args.num_classes"),
+            "model.init_args.network.init_args.num_classes",
+            compute_fn=_num_classes,
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
@@ -202,6 +242,8 @@ class UDACLI(LightningCLI):
         """Adds to what the config asks for: CSV logger, checkpoint files, progress bar, IoU table, checks, signals."""
         run = self.config_init[self.subcommand] if self.subcommand else self.config_init
         config = run["trainer"]
+        for name, allowed in _OF_TRAINER.items():
+            require(allowed, config.get(name), f"trainer.{name}")
         loggers = config.get("logger")
         extra: list[Logger] = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
         given = config.get("callbacks") or []
@@ -357,6 +399,17 @@ def _say_what_is_left(folder: Path) -> None:
     newest = newest_checkpoint(folder / CHECKPOINTS)
     kept = "no checkpoint" if newest is None else f"{newest.path.name} of step {newest.step} in `{CHECKPOINTS}`"
     _log.info("the run ended with an error; its run folder, %s, holds %s", folder, kept)
+
+
+def _num_classes(label_space: str, given: int | None) -> int:
+    """Number of classes of the label space, which the network may name too, but not otherwise."""
+    expected = num_classes(label_space)
+    if given not in (None, expected):
+        raise ValueError(
+            f"found {given} classes, but data.label_space {label_space} has {expected}. Leave num_classes out, or give "
+            "the label space of the classes that are meant."
+        )
+    return expected
 
 
 def _any(parts: Sequence[object], kind: type) -> bool:

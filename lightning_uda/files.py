@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
+import yaml
 from rich.console import Console
 from rich.progress import track
 
@@ -39,6 +40,18 @@ STOPPED_EARLY = "stopped early: "
 
 PARTIAL = ".part"
 """Ending of files that are being written."""
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: If it can't be read as YAML; the message is of one line.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: can't be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def parallel_map(

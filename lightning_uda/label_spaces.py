@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import yaml
+
+from lightning_uda.files import read_yaml
+from lightning_uda.ranges import BYTE, require
 
 IGNORE_INDEX = 255
 """Train id of pixels that no loss and no metric counts."""
@@ -44,16 +48,21 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         """Checks that names are unique, colours complete and subsets made of known classes."""
-        if len(set(self.classes)) != len(self.classes) or not 1 <= len(self.classes) < UNKNOWN_INDEX:
+        if len(set(self.classes)) != len(self.classes) or not 2 <= len(self.classes) < UNKNOWN_INDEX:
             raise ValueError(
                 f"Label space {self.name!r}: found {len(self.classes)} class names, {len(set(self.classes))} of them "
-                f"distinct; expected 1 to {UNKNOWN_INDEX - 1} distinct names."
+                f"distinct; expected 2 to {UNKNOWN_INDEX - 1} distinct names."
+            )
+        if wrong := [name for name in self.classes if not name.strip() or not name.isprintable()]:
+            raise ValueError(
+                f"Label space {self.name!r}: found the class names {wrong}; expected names of one line, not empty."
             )
         if len(self.palette) != len(self.classes):
             raise ValueError(
                 f"Label space {self.name!r}: found {len(self.palette)} colours for {len(self.classes)} classes; "
                 "give one [r, g, b] for each class."
             )
+        require(BYTE, self.palette, f"Label space {self.name!r}: palette")
         for subset, names in self.subsets.items():
             if unknown := sorted(set(names) - set(self.classes)):
                 raise ValueError(f"Label space {self.name!r}: subset {subset!r} names unknown classes {unknown}.")
@@ -239,17 +248,35 @@ def get_label_space(name_or_path: str) -> LabelSpace:
             f"Unknown label space {name_or_path!r}: expected one of {sorted(LABEL_SPACES)} or the path of a YAML file "
             "with a `classes` list."
         )
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+    content = read_yaml(path)
+    classes = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not _are_names(classes):
         raise ValueError(f"Label space file {path}: expected a mapping with a `classes` list of names.")
     if unknown := sorted(set(content) - {"name", "classes", "palette", "subsets"}):
         raise ValueError(f"Label space file {path}: unknown keys {unknown}; known are classes, name, palette, subsets.")
-    if wrong := [name for name in content["classes"] if isinstance(name, bool)]:
+    if wrong := [name for name in classes if isinstance(name, bool)]:
         raise ValueError(f"Label space file {path}: found {wrong} among the class names; expected text.{UNQUOTED}")
-    classes = tuple(str(name) for name in content["classes"])
-    palette = tuple((int(r), int(g), int(b)) for r, g, b in content.get("palette") or _hues(len(classes)))
-    subsets = {str(key): tuple(names) for key, names in (content.get("subsets") or {}).items()}
-    return LabelSpace(str(content.get("name", path.stem)), classes, palette, subsets)
+    palette, subsets = content.get("palette") or _hues(len(classes)), content.get("subsets") or {}
+    if not isinstance(palette, list) or not all(_is_color(color) for color in palette):
+        raise ValueError(
+            f"Label space file {path}: found palette {palette}; expected a list of [r, g, b], from 0 to 255."
+        )
+    if not isinstance(subsets, dict) or not all(_are_names(names) for names in subsets.values()):
+        raise ValueError(f"Label space file {path}: found subsets {subsets}; expected lists of class names by name.")
+    return LabelSpace(
+        str(content.get("name", path.stem)),
+        tuple(map(str, classes)),
+        tuple((r, g, b) for r, g, b in palette),
+        {str(name): tuple(map(str, names)) for name, names in subsets.items()},
+    )
+
+
+def _is_color(found: object) -> bool:
+    return isinstance(found, list | tuple) and len(found) == 3 and all(isinstance(value, int) for value in found)
+
+
+def _are_names(found: object) -> TypeGuard[list[str | int]]:
+    return isinstance(found, list) and all(isinstance(name, str | int) for name in found)
 
 
 def num_classes(name_or_path: str) -> int:

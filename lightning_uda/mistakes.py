@@ -223,7 +223,7 @@ def _imported(path: str) -> Any:
 
 
 def _subclasses(kind: type) -> list[str]:
-    """Names of the classes below a type that can be made, the type itself included: this package's and the type's own."""
+    """Names of the classes from a type down that can be made: this package's, and those of the type's package."""
     packages = {kind.__module__.partition(".")[0], __name__.partition(".")[0]}
     found: set[str] = set()
     left: list[Any] = [kind]

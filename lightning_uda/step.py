@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.networks.base import Classifier, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import pseudo_label
+from lightning_uda.ranges import NOT_NEGATIVE, ranged
 from lightning_uda.ranks import divisor
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.translation import Translation
@@ -435,6 +436,7 @@ class Term(nn.Module):
     streams: Sequence[str] = ()
     name: str = "term"
 
+    @ranged(weight=NOT_NEGATIVE)
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight

@@ -128,7 +128,7 @@ def test_yaml_without_name_and_palette_gets_both(tmp_path):
         ("classes: [wall, wall]\n", "found 2 class names, 1 of them distinct"),
         ("classes: []\n", "found 0 class names"),
         ("classes: [wall, floor]\npalette: [[0, 0, 0]]\n", "found 1 colours for 2 classes"),
-        ("classes: [wall]\nsubsets: {big: [floor]}\n", r"subset 'big' names unknown classes \['floor'\]"),
+        ("classes: [wall, door]\nsubsets: {big: [floor]}\n", r"subset 'big' names unknown classes \['floor'\]"),
     ],
 )
 def test_bad_yaml_is_named(tmp_path, text, found):
@@ -188,8 +188,8 @@ def test_raw_ids_for_submission_equal_the_reference(luts, space, key):
 def test_raw_ids_need_every_class_and_take_the_lowest():
     with pytest.raises(ValueError, match=r"no raw id stands for \['wall', 'fence'"):
         CITYSCAPES.raw_id_table(NTHU_IDS)
-    space = LabelSpace("one", ("road",), ((0, 0, 0),))
-    assert space.raw_id_table({9: "road", 4: "road", 2: None}, void=7)[:3].tolist() == [4, 7, 7]
+    space = LabelSpace("two", ("road", "sky"), ((0, 0, 0), (1, 1, 1)))
+    assert space.raw_id_table({9: "road", 4: "road", 5: "sky", 2: None}, void=7)[:3].tolist() == [4, 5, 7]
 
 
 def test_nthu_classes_equal_the_reference(nthu):

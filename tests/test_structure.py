@@ -27,7 +27,8 @@ ROOMS = [
     ["data"],
     ["mixing", "pseudo_labels", "translation", "inference", "metrics", "optim"],
     ["tables", "windows", "checkpoints"],
-    ["label_spaces", "resize", "files", "precision", "includes", "signals", "mistakes", "ranks"],
+    ["label_spaces"],
+    ["ranges", "resize", "files", "precision", "includes", "signals", "mistakes", "ranks"],
     ["config_files", "errors"],
 ]
 """From the top of the house to its ground floor; a file imports from rooms below its own, and from its own."""

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.ranges import BATCH, COUNT, ranged
 from lightning_uda.step import to_float
 
 When = Literal["evaluation", "start"]
@@ -35,11 +36,10 @@ class AdaptBatchNorm(Callback):
         ValueError: If a number is below 1, or `when` is none of these.
     """
 
+    @ranged(num_images=COUNT, batch_size=BATCH)
     def __init__(self, num_images: int = 256, batch_size: int = 4, when: When = "evaluation") -> None:
         if when not in get_args(When):
             raise ValueError(f"AdaptBatchNorm: found when={when!r}; expected one of {get_args(When)}.")
-        if min(num_images, batch_size) < 1:
-            raise ValueError(f"AdaptBatchNorm: found num_images={num_images}, batch_size={batch_size}; expected >= 1.")
         self.num_images = num_images
         self.batch_size = batch_size
         self.when = when

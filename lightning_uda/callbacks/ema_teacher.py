@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lightning_uda.ranges import SHARE, ranged
+
 BufferPolicy = Literal["own", "copy", "average"]
 
 
@@ -30,9 +32,8 @@ class EMATeacher(Callback):
             and copies the rest.
     """
 
+    @ranged(decay=SHARE)
     def __init__(self, decay: float = 0.99, warmup: bool = True, buffers: BufferPolicy = "own") -> None:
-        if not 0 <= decay <= 1:
-            raise ValueError(f"EMATeacher: found decay={decay}, expected a number in [0, 1].")
         self.decay = decay
         self.warmup = warmup
         self.buffers = buffers

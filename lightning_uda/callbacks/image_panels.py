@@ -22,6 +22,7 @@ from lightning_uda.callbacks.logger_media import log_image, log_masks
 from lightning_uda.data.datamodule import EvaluationImages
 from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 from lightning_uda.metrics import latest_image_scores
+from lightning_uda.ranges import COUNT, COUNT_OR_NONE, SIDE, ranged
 from lightning_uda.step import Labels, View
 from lightning_uda.tables import write_table
 
@@ -57,16 +58,10 @@ class ImagePanels(Callback):
         num_extremes: How many of the worst and of the best images are drawn, at most half of the set each.
     """
 
+    @ranged(num_images=COUNT, every_n_steps=COUNT, max_width=SIDE, num_extremes=COUNT_OR_NONE)
     def __init__(
         self, num_images: int = 4, every_n_steps: int | None = None, max_width: int = 640, num_extremes: int = 2
     ) -> None:
-        if num_images < 1 or max_width < 1 or (every_n_steps is not None and every_n_steps < 1):
-            raise ValueError(
-                f"Found num_images {num_images}, every_n_steps {every_n_steps}, max_width {max_width}; expected "
-                "numbers of 1 or more."
-            )
-        if num_extremes < 0:
-            raise ValueError(f"Found num_extremes {num_extremes}; expected 0 or more.")
         self.num_images = num_images
         self.every_n_steps = every_n_steps
         self.max_width = max_width

@@ -24,6 +24,7 @@ from lightning_uda.data.sampling import LongTail, TailClasses
 from lightning_uda.data.statistics import ClassStatistics, class_statistics
 from lightning_uda.files import replace_file
 from lightning_uda.label_spaces import LabelSpace
+from lightning_uda.ranges import COUNT, ranged
 from lightning_uda.tables import Row, console_table, csv_text
 
 STATISTICS_FILE = "class_statistics.csv"
@@ -76,6 +77,7 @@ class LongTailStatistics(Callback):
         ValueError: If a number is below 1.
     """
 
+    @ranged(num_classes=COUNT, max_tries=COUNT)
     def __init__(
         self,
         num_classes: int | Literal["gap"] | None = None,
@@ -84,9 +86,6 @@ class LongTailStatistics(Callback):
         all_chosen_classes: bool = False,
         cache_dir: str | None = None,
     ) -> None:
-        for name, value in (("num_classes", num_classes), ("max_tries", max_tries)):
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"LongTailStatistics.{name}: found {value}, expected a number of 1 or more.")
         self.num_classes = num_classes
         self.classes = classes
         self.max_tries = max_tries

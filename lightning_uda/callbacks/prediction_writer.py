@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from lightning_uda.label_spaces import CITYSCAPES_IDS, LabelSpace
+from lightning_uda.ranges import SIDE, ranged
 
 Array = npt.NDArray[np.uint8]
 
@@ -79,6 +80,7 @@ class CityscapesLabelIds(PredictionFormat):
 
     folder = "label_ids"
 
+    @ranged(size=SIDE)
     def __init__(self, zip: bool = False, size: tuple[int, int] | None = (1024, 2048)) -> None:
         self.zip = zip
         self.size = size

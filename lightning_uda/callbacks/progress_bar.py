@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks.progress.rich_progress import MetricsTextColumn
 from rich.progress import Task, TaskID
 from rich.text import Text
 
+from lightning_uda.ranges import COUNT_OR_NONE, ranged
+
 Item = TypeVar("Item")
 
 
@@ -33,9 +35,8 @@ class StepProgressBar(RichProgressBar):
         ValueError: If the rate is negative.
     """
 
+    @ranged(refresh_rate=COUNT_OR_NONE)
     def __init__(self, refresh_rate: int = 4) -> None:
-        if refresh_rate < 0:
-            raise ValueError(f"StepProgressBar: found refresh_rate={refresh_rate}; expected a number of 0 or more.")
         theme = RichProgressBarTheme(progress_bar="cyan", progress_bar_finished="green", progress_bar_pulse="cyan")
         super().__init__(refresh_rate, theme=theme)
         self._metrics: dict[str, Any] = {}

@@ -17,6 +17,7 @@ _KEYS = {"name", "seeds", "axes", "rows", "tables", "orders", "metrics", "contro
     "title",
     "parent",
 }
+_TEXTS = {"name", "control", "title", "parent", "config", "run"}
 _COMMANDS = ("fit", "validate", "test")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RUN_OF = re.compile(r"\{run:([^{}]+)\}")
@@ -89,6 +90,12 @@ def read_grid(
         raise ValueError(f"{path}: expected a grid file, with `rows`: the name of each row with its settings.")
     _require_known(f"{path}", content, _KEYS)
     settings = {name: _row_settings(path, name, content) for name in content["rows"]}
+    for what in ("axes", "tables", "orders"):
+        if not isinstance(content.get(what) or {}, Mapping):
+            raise ValueError(f"{path}: {what}: found {content[what]!r}; expected lists by name, such as {{a: [b, c]}}.")
+    for where, part in ((str(path), content), *((f"{path}: row {name}", row) for name, row in settings.items())):
+        for what in _TEXTS & part.keys():
+            _require_text(f"{where}: {what}", part[what])
     axes = {"seed": seeds or content.get("seeds") or [0], **(content.get("axes") or {})}
     for axis, several in axes.items():
         _require_list(f"{path}: {'seeds' if axis == 'seed' else axis}", several)
@@ -210,6 +217,11 @@ def _require_known(where: str, found: Mapping[str, Any], known: set[str]) -> Non
 def _require_list(where: str, found: Any) -> None:
     if not isinstance(found, list):
         raise ValueError(f"{where}: found {found!r}; expected a list, such as [{found}].")
+
+
+def _require_text(where: str, found: Any) -> None:
+    if not isinstance(found, str | None):
+        raise ValueError(f"{where}: found {found!r}; expected a text.")
 
 
 def _require_row(where: str, name: str, settings: Mapping[str, Any]) -> None:

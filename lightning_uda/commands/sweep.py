@@ -99,6 +99,14 @@ def read_sweep(path: Path, extra: Sequence[str] = ()) -> Sweep:
             f"or use W&B: `wandb sweep {path}`, then the `wandb agent` command that it prints."
         )
     before, after = _command(path, content)
+    metric = content.get("metric") or {}
+    if not isinstance(metric, Mapping) or not isinstance(metric.get("name", ""), str):
+        raise ValueError(f"{path}: found metric {metric!r}; expected its `name`, such as val/miou, and its `goal`.")
+    if not isinstance(content["parameters"], Mapping) or not isinstance(content.get("name", ""), str | None):
+        raise ValueError(
+            f"{path}: found parameters {content['parameters']!r} and name {content.get('name')!r}; expected each "
+            "parameter with its `value` or `values`, and a text as the name."
+        )
     parameters = {name: _values(path, name, spec) for name, spec in content["parameters"].items()}
     swept = [name for name, spec in content["parameters"].items() if "values" in spec]
     name = content.get("name") or path.stem
@@ -111,8 +119,7 @@ def read_sweep(path: Path, extra: Sequence[str] = ()) -> Sweep:
     names = [point.name for point in points]
     if doubles := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: found several points of one name: {doubles}; expected distinct `values`.")
-    metric = (content.get("metric") or {}).get("name", "val/miou")
-    return Sweep(name, metric, points)
+    return Sweep(name, metric.get("name", "val/miou"), points)
 
 
 def tabulate(sweep: Sweep, runner: Runner, folder: Path) -> None:
@@ -145,6 +152,11 @@ def tabulate(sweep: Sweep, runner: Runner, folder: Path) -> None:
 
 def _command(path: Path, content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Arguments of `lightning-uda` before and after `${args}`."""
+    if not isinstance(content["command"], list):
+        raise ValueError(
+            f"{path}: found the command {content['command']!r}; expected a list of words, such as [lightning-uda, fit, "
+            "'${args}']."
+        )
     words = [str(content.get("program") if word == "${program}" else word) for word in content["command"]]
     start = words.index("fit") if "fit" in words else 0
     arguments = words[start:]

@@ -25,6 +25,7 @@ from lightning_uda.data.transforms import EvalTransform, TrainTransform
 from lightning_uda.data.workers import WorkerLoader, start_training_worker, start_worker
 from lightning_uda.files import NOTES_FILE
 from lightning_uda.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX, get_label_space
+from lightning_uda.ranges import BATCH, POSITIVE, SEED, WORKERS, ranged
 
 _log = logging.getLogger(__name__)
 _STAGE_SETS = {"fit": ("source", "target", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -73,6 +74,7 @@ class UDADataModule(LightningDataModule):
         cache_format: "png" (lossless) or "memmap" (raw; about three times as large, five times as fast).
     """
 
+    @ranged(batch_size=BATCH, eval_batch_size=BATCH, num_workers=WORKERS, seed=SEED, max_megapixels=POSITIVE)
     def __init__(
         self,
         label_space: str,
@@ -99,11 +101,6 @@ class UDADataModule(LightningDataModule):
         cache_format: CacheFormat = "png",
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ValueError(f"data.{name}: found {value}, expected the number of images in a batch, at least 1.")
-        if not max_megapixels > 0:
-            raise ValueError(f"data.max_megapixels: found {max_megapixels}, expected a number above 0.")
         self.label_space = get_label_space(label_space)
         self.source = source
         self.target = target

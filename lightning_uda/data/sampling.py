@@ -21,6 +21,7 @@ from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.streams import LabelReader, Sample, SampleStream, Stream, collate, crop_sample
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PIXELS, POSITIVE, ranged
 from lightning_uda.resize import resize_label
 
 UInt8 = npt.NDArray[np.uint8]
@@ -151,6 +152,7 @@ class RareClass(Sampling):
         ValueError: If a number is out of range.
     """
 
+    @ranged(temperature=POSITIVE, min_pixels=PIXELS, min_crop_ratio=NOT_NEGATIVE, max_tries=COUNT, max_share=POSITIVE)
     def __init__(
         self,
         temperature: float = 0.01,
@@ -159,12 +161,6 @@ class RareClass(Sampling):
         max_tries: int = 11,
         max_share: float = 0.75,
     ) -> None:
-        if not temperature > 0 or min_pixels < 0 or not min_crop_ratio >= 0 or max_tries < 1 or not max_share > 0:
-            raise ValueError(
-                f"RareClass: found temperature={temperature}, min_pixels={min_pixels}, "
-                f"min_crop_ratio={min_crop_ratio}, max_tries={max_tries}, max_share={max_share}; expected a "
-                "temperature and a share above 0, a number of pixels and a ratio of at least 0, and at least one try."
-            )
         self.temperature = temperature
         self.min_pixels = min_pixels
         self.min_crop_ratio = min_crop_ratio
@@ -290,6 +286,7 @@ class LongTail:
             to the letter), not only those of the class that it was drawn for (the published program).
     """
 
+    @ranged(k=COUNT_OR_NONE, max_tries=COUNT)
     def __init__(self, k: int, classes: TailClasses, max_tries: int = 100, all_chosen_classes: bool = False) -> None:
         self.k = k
         self.classes = classes

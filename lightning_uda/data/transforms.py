@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lightning_uda.data.dataset import DatasetError
 from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.ranges import SHARE, SIDE, ranged
 from lightning_uda.resize import Interpolation, resize_image, resize_label
 
 UInt8 = npt.NDArray[np.uint8]
@@ -27,6 +28,7 @@ class TrainTransform:
         horizontal_flip: Probability of mirroring; 0 in DACS.
     """
 
+    @ranged(resize=SIDE, crop=SIDE, horizontal_flip=SHARE)
     def __init__(
         self,
         resize: tuple[int, int] | None = None,
@@ -92,6 +94,7 @@ class EvalTransform:
             which is what DACS's tables do.
     """
 
+    @ranged(resize=SIDE)
     def __init__(
         self,
         resize: tuple[int, int] | None = None,

@@ -11,6 +11,7 @@ from lightning_uda.data.dataset import DatasetError
 from lightning_uda.datasets.folds import keep_fold, require_fold
 from lightning_uda.datasets.storage import Part, StoredDataset, with_void
 from lightning_uda.label_spaces import NTHU_IDS
+from lightning_uda.ranges import SEED, ranged
 
 City = Literal["rome", "rio", "tokyo", "taipei"]
 
@@ -46,6 +47,7 @@ class NTHU(StoredDataset):
     title = "NTHU"
     home = "the project page of No More Discrimination (NTHU)"
 
+    @ranged(fold_seed=SEED)
     def __init__(
         self,
         root: str,

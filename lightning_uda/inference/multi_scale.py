@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uda.inference.policies import Inference, Scores, WholeImage
+from lightning_uda.ranges import SCALE, ranged
 from lightning_uda.resize import Size, resize_images
 
 
@@ -29,6 +30,7 @@ class MultiScale(Inference):
         ValueError: If there is no scale, one isn't above 0, or `base` can't be averaged.
     """
 
+    @ranged(scales=SCALE)
     def __init__(
         self,
         base: Inference = WholeImage(),
@@ -37,8 +39,8 @@ class MultiScale(Inference):
         average: Literal["probs", "logits"] = "probs",
     ) -> None:
         scales = (scales,) if isinstance(scales, float) else tuple(scales)
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"MultiScale: found scales {list(scales)}; expected one or more numbers above 0.")
+        if not scales:
+            raise ValueError("MultiScale: found no scales; expected one or more numbers, such as [0.5, 0.75, 1.0].")
         if base.gives_probabilities:
             raise ValueError(
                 f"MultiScale: found base={type(base).__name__}, which gives probabilities; expected a policy that "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from lightning_uda.ranges import SIDE, ranged
 from lightning_uda.resize import Size, resize_images, upsample
 
 Scores = Callable[[Size], Tensor]
@@ -48,6 +49,7 @@ class WholeImage(Inference):
         align_corners: Whether corners stay aligned when logits are upsampled; `None` takes what the network declares.
     """
 
+    @ranged(resize=SIDE)
     def __init__(self, resize: tuple[int, int] | None = None, align_corners: bool | None = None) -> None:
         self.resize = resize
         self.align_corners = align_corners

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uda.inference.policies import Inference, Scores, aligns_corners
+from lightning_uda.ranges import COUNT, SIDE, ranged
 from lightning_uda.resize import upsample
 from lightning_uda.windows import window_starts
 
@@ -30,6 +31,7 @@ class SlidingWindow(Inference):
         ValueError: If windows would leave pixels out, or a number is below 1.
     """
 
+    @ranged(crop=SIDE, stride=SIDE, windows_per_batch=COUNT)
     def __init__(
         self,
         crop: tuple[int, int] = (1024, 1024),
@@ -42,8 +44,6 @@ class SlidingWindow(Inference):
                 f"SlidingWindow: found a stride of {stride[0]} x {stride[1]} for windows of {crop[0]} x {crop[1]} "
                 "(height x width); expected steps from 1 to the size of the window, so that no pixel is left out."
             )
-        if windows_per_batch < 1:
-            raise ValueError(f"SlidingWindow: found windows_per_batch={windows_per_batch}; expected 1 or more.")
         self.crop = crop
         self.stride = stride
         self.windows_per_batch = windows_per_batch

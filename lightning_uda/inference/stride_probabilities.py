@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uda.inference.policies import Inference, Scores
+from lightning_uda.ranges import SHARE, SIDE, ranged
 from lightning_uda.resize import Size
 
 
@@ -25,11 +26,10 @@ class StrideProbabilities(Inference):
 
     gives_probabilities = True
 
+    @ranged(multiple=SIDE, fill=SHARE)
     def __init__(
         self, flip: bool = True, multiple: int = 8, fill: tuple[float, float, float] = (0.485, 0.456, 0.406)
     ) -> None:
-        if multiple < 1:
-            raise ValueError(f"StrideProbabilities: found multiple={multiple}; expected 1 or more.")
         self.flip = flip
         self.multiple = multiple
         self.fill = fill

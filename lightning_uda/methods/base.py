@@ -27,6 +27,7 @@ from lightning_uda.networks.base import SegmentationNetwork, parameter_group
 from lightning_uda.networks.checkpoints import start_from
 from lightning_uda.networks.weights import require_finite
 from lightning_uda.optim import Poly, Schedule, describe_updates
+from lightning_uda.ranges import OF_OPTIMIZER, SEED, ranged, require
 from lightning_uda.ranks import global_means
 from lightning_uda.resize import Size, size_of
 from lightning_uda.step import Step, Term, View, to_float
@@ -89,6 +90,7 @@ class UDAModule(LightningModule):
     _started_at_random = False  # this run, or an earlier one that it goes on from, as a checkpoint says
     _origin: str | None = None  # a note on the checkpoint of `init_from`
 
+    @ranged(seed=SEED)
     def __init__(
         self,
         network: SegmentationNetwork,
@@ -114,7 +116,7 @@ class UDAModule(LightningModule):
                 f"The network has {network.num_classes} classes, the label space {self.label_space.name!r} has "
                 f"{self.label_space.num_classes}. Give the network num_classes={self.label_space.num_classes}."
             )
-        self.optimizer = optimizer
+        self.optimizer = _usable(optimizer)
         self.schedule = schedule
         self.inference = inference
         self.seed = seed
@@ -241,7 +243,7 @@ class UDAModule(LightningModule):
                 file.write(f"{note}\n")
 
     def setup(self, stage: str) -> None:
-        """Checks that the strategy leaves networks whole, batches are large enough, and terms find what they need.
+        """Checks that the strategy leaves networks whole, the number of steps, batches and what terms need.
 
         Raises:
             ValueError: If they aren't.
@@ -251,6 +253,10 @@ class UDAModule(LightningModule):
             raise ValueError(
                 f"trainer.strategy: found {strategy.__name__}, which spreads a network's weights over processes; "
                 "teachers and checkpoints need them whole. Take `ddp` (docs/parallel.md says how large networks fit)."
+            )
+        if stage == "fit" and self.trainer.max_steps <= 0:
+            raise ValueError(
+                f"trainer.max_steps: found {self.trainer.max_steps}, but schedules count steps; set it to a number > 0."
             )
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or not isinstance(data, UDADataModule):
@@ -284,7 +290,7 @@ class UDAModule(LightningModule):
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
-            ValueError: If it lacks classes of this run, or the trainer has no number of steps.
+            ValueError: If it lacks classes of this run.
             WeightsError: If it can't be read, isn't finite, or doesn't fit the network.
         """
         if self.init_from is not None and self.trainer.ckpt_path is None:
@@ -296,10 +302,6 @@ class UDAModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
         max_steps = self.trainer.max_steps
-        if max_steps <= 0:
-            raise ValueError(
-                f"trainer.max_steps: found {max_steps}, but schedules count steps; set it to a number > 0."
-            )
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -473,3 +475,15 @@ class UDAModule(LightningModule):
 
 def _differentiated_by(terms: Sequence[Term]) -> frozenset[str]:
     return frozenset(name for term in terms for name in term.differentiates)
+
+
+def _usable(optimizer: OptimizerCallable) -> OptimizerCallable:
+    """An optimiser's maker, tried on one weight, so that numbers it can't train with are refused before a run begins.
+
+    Raises:
+        ValueError: If its learning rate or another of its numbers is negative, infinite or NaN.
+    """
+    made = optimizer([nn.Parameter(torch.zeros(1))])
+    for name, value in made.defaults.items():
+        require(OF_OPTIMIZER, value, f"model.optimizer: {type(made).__name__}.{name}")
+    return optimizer

@@ -13,6 +13,7 @@ from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, PasteMask, paste
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting, unpasted_mean
+from lightning_uda.ranges import COUNT_OR_NONE, ranged
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import FeatureDistance
 from lightning_uda.translation import StrongAugmentation, Translation
@@ -43,6 +44,7 @@ class DAFormer(TeacherModule):
     streams = ("source", "target")
     mixes_streams = True
 
+    @ranged(ignore_top=COUNT_OR_NONE, ignore_bottom=COUNT_OR_NONE)
     def __init__(
         self,
         *,
@@ -55,11 +57,6 @@ class DAFormer(TeacherModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if ignore_top < 0 or ignore_bottom < 0:
-            raise ValueError(
-                f"DAFormer: found ignore_top={ignore_top}, ignore_bottom={ignore_bottom}; expected numbers of rows, at "
-                "least 0."
-            )
         self.teacher.make_deterministic()
         self.pixel_weighting = pixel_weighting
         self.ignore_top = ignore_top

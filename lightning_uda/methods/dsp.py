@@ -14,6 +14,7 @@ from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, ConfidenceConsistency, Consistency, PasteMask, paste, paste_tail, soft_paste
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting
+from lightning_uda.ranges import COUNT, COUNT_OR_NONE, SHARE, ranged
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import FeatureMMD
 from lightning_uda.translation import StrongAugmentation, Translation
@@ -51,6 +52,7 @@ class DSP(TeacherModule):
     streams = ("source", "template", "target")
     mixes_streams = True
 
+    @ranged(beta=SHARE, long_tail_k=COUNT_OR_NONE, long_tail_classes=COUNT)
     def __init__(
         self,
         *,
@@ -66,11 +68,6 @@ class DSP(TeacherModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if not 0 <= beta <= 1 or long_tail_k < 0:
-            raise ValueError(
-                f"DSP: found beta={beta}, long_tail_k={long_tail_k}; expected an opacity in [0, 1] and a number of "
-                "classes, at least 0."
-            )
         self.streams = (*self.streams, *(("tail",) if long_tail_k else ()))
         self.beta = float(beta)
         self.long_tail_k = long_tail_k

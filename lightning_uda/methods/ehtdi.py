@@ -14,6 +14,7 @@ from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassPool, PasteMask, paste
 from lightning_uda.pseudo_labels import pseudo_label
+from lightning_uda.ranges import NOT_NEGATIVE, ranged
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.step import Labels, Step, View, to_float
 from lightning_uda.terms import ConfidentPaste, PixelContrast, PrototypeContrast
@@ -57,6 +58,7 @@ class EHTDI(TeacherModule):
 
     streams = ("source", "target")
 
+    @ranged(mixed_weight=NOT_NEGATIVE)
     def __init__(
         self,
         *,

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_uda.ranges import COUNT, SEED, ranged
+
 SMALLEST_DENOMINATOR = 1e-6
 """Pixels whose denominator in the pixel-wise discrimination distance is nearer to 0 than this are left out of it."""
 
@@ -140,6 +142,7 @@ class PixelSample:
         seed: Of the draw.
     """
 
+    @ranged(per_class=COUNT, seed=SEED)
     def __init__(self, num_classes: int, per_class: int = 256, seed: int = 0) -> None:
         self.num_classes = num_classes
         self.per_class = per_class

@@ -12,6 +12,7 @@ from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 from lightning_uda.metrics.borders import near_borders
 from lightning_uda.metrics.columns import border_scopes, size_scope
 from lightning_uda.metrics.segmentation import image_mious, merge_predictions
+from lightning_uda.ranges import SIDE, ranged
 from lightning_uda.resize import resize_labels
 
 
@@ -71,6 +72,7 @@ class Scoring:
         ValueError: If one of the sizes isn't a height and a width, or is given twice; if the distance is below 1.
     """
 
+    @ranged(sizes=SIDE, border=SIDE)
     def __init__(
         self,
         sizes: Sequence[tuple[int, int]] = (),
@@ -78,14 +80,9 @@ class Scoring:
         border: int | None = None,
     ) -> None:
         found = [tuple(size) for size in sizes]
-        if any(len(size) != 2 or min(size) < 1 for size in found) or len(set(found)) != len(found):
+        if any(len(size) != 2 for size in found) or len(set(found)) != len(found):
             raise ValueError(
                 f"Scoring: found sizes {found}; expected distinct pairs of height and width, such as [512, 1024]."
-            )
-        if border is not None and border < 1:
-            raise ValueError(
-                f"Scoring: found border {border}; expected a distance of 1 pixel or more, such as 3, or null for no "
-                "scores near borders."
             )
         self.sizes = [(height, width) for height, width in found]
         self.merged = dict(merged or {})

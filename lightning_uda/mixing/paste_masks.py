@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.mixing.class_mix import choose_from_pool, class_mix, class_presence, paste_mask_of, preceding
+from lightning_uda.ranges import CLASS_ID, ranged
 
 
 class PasteMask(ABC):
@@ -60,12 +61,8 @@ class ClassPool(PasteMask):
             the last class is not, unless no label comes before the pool.
     """
 
+    @ranged(excluded=CLASS_ID)
     def __init__(self, excluded: Sequence[int] = (0, 1, 2, 3, 4), offset_bug: bool = False) -> None:
-        if wrong := [c for c in excluded if not 0 <= c < IGNORE_INDEX]:
-            raise ValueError(
-                f"ClassPool: found {wrong} in excluded={list(excluded)}; expected train ids, 0-{IGNORE_INDEX - 1}. "
-                "Void needs no mention, as it is never chosen."
-            )
         self.offset_bug = offset_bug
         self.pool = torch.ones(IGNORE_INDEX + 1, dtype=torch.bool)
         self.pool[[*excluded, IGNORE_INDEX]] = False

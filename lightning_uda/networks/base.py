@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_uda.ranges import CLASSES, NUMBER, POSITIVE, ranged
 from lightning_uda.windows import Window
 
 BatchNormPolicy = Literal["train", "frozen_affine", "frozen_statistics", "eval"]
@@ -58,6 +59,7 @@ class InputNormalization(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @ranged(mean=NUMBER, std=POSITIVE)
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], channel_order: Literal["rgb", "bgr"] = "rgb"
     ) -> None:
@@ -119,6 +121,7 @@ class SegmentationNetwork(nn.Module, ABC):
 
     class_rows: tuple[str, ...] = ()
 
+    @ranged(num_classes=CLASSES)
     def __init__(
         self,
         num_classes: int,

@@ -9,6 +9,7 @@ from lightning_uda.networks.backbones import CaffeResNet, TimmPyramid
 from lightning_uda.networks.base import BatchNormPolicy
 from lightning_uda.networks.encoder_decoder import Auxiliary, EncoderDecoder
 from lightning_uda.networks.heads import ASPP
+from lightning_uda.ranges import NOT_NEGATIVE, SHARE, SIDE, ranged
 
 
 class DeepLabV2(EncoderDecoder):
@@ -34,6 +35,7 @@ class DeepLabV2(EncoderDecoder):
         WeightsError: If weights can't be had, read or don't fit.
     """
 
+    @ranged(dilations=SIDE, classifier_lr_scale=NOT_NEGATIVE, min_loaded=SHARE)
     def __init__(
         self,
         num_classes: int,

@@ -13,6 +13,7 @@ from lightning_uda.networks.base import BatchNormPolicy, Classifier, Outputs, Se
 from lightning_uda.networks.checkpointing import recompute
 from lightning_uda.networks.heads import Head
 from lightning_uda.networks.weights import copy_weights, read_weights
+from lightning_uda.ranges import NOT_NEGATIVE, SHARE, ranged, require
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Auxiliary:
     head: Head
     level: int = -2
     weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Requires a weight that is a number of 0 or more."""
+        require(NOT_NEGATIVE, self.weight, "Auxiliary.weight")
 
 
 class EncoderDecoder(SegmentationNetwork):
@@ -63,6 +68,7 @@ class EncoderDecoder(SegmentationNetwork):
     heads: ClassVar[tuple[str, ...]] = ("classifier.", "auxiliary.")
     """Beginnings of the names of the parts that stand on the backbone, which a file of weights needn't hold."""
 
+    @ranged(classifier_lr_scale=NOT_NEGATIVE, min_loaded=SHARE)
     def __init__(
         self,
         num_classes: int,

@@ -15,6 +15,7 @@ from lightning_uda.networks.backbones import Backbone
 from lightning_uda.networks.base import BatchNormPolicy, Classifier, Outputs, parameter_group
 from lightning_uda.networks.encoder_decoder import Auxiliary, EncoderDecoder
 from lightning_uda.networks.heads import Head, SegFormerHead
+from lightning_uda.ranges import COUNT, SHARE, SHARE_NOT_ZERO, SIDE, ranged
 from lightning_uda.resize import Size, size_of, upsample
 from lightning_uda.windows import Window, cut, mean_of_windows, place, window_starts
 
@@ -59,6 +60,7 @@ class HRDA(EncoderDecoder):
 
     heads = (*EncoderDecoder.heads, "attention.")
 
+    @ranged(scale=SHARE_NOT_ZERO, multiple=SIDE, detail_weight=SHARE, windows_at_once=COUNT)
     def __init__(
         self,
         num_classes: int,
@@ -76,7 +78,8 @@ class HRDA(EncoderDecoder):
         min_loaded: float = 0.9,
         checkpointing: bool = False,
     ) -> None:
-        _check(scale, multiple, detail_weight, windows_at_once)
+        if not math.isclose(1 / scale, round(1 / scale)) or scale == 1:
+            raise ValueError(f"HRDA: found scale={scale}, expected one over a whole number, such as 0.5 or 0.25.")
         super().__init__(
             num_classes,
             backbone,
@@ -253,14 +256,3 @@ def _on_grid(window: Window, stride: int) -> Window:
     """A part of an image on a grid of a stride."""
     top, left, height, width = window
     return top // stride, left // stride, height // stride, width // stride
-
-
-def _check(scale: float, multiple: int, detail_weight: float, windows_at_once: int) -> None:
-    if not 0 < scale < 1 or not math.isclose(1 / scale, round(1 / scale)):
-        raise ValueError(f"HRDA: found scale={scale}, expected one over a whole number, such as 0.5 or 0.25.")
-    if not 0 <= detail_weight <= 1:
-        raise ValueError(f"HRDA: found detail_weight={detail_weight}, expected a number from 0 to 1.")
-    if min(multiple, windows_at_once) < 1:
-        raise ValueError(
-            f"HRDA: found multiple={multiple}, windows_at_once={windows_at_once}, expected whole numbers from 1."
-        )

@@ -17,6 +17,7 @@ from lightning_uda.networks.base import (
     parameter_group,
 )
 from lightning_uda.networks.weights import copy_weights, licence_of, read_weights
+from lightning_uda.ranges import NOT_NEGATIVE, SHARE, SIDE, ranged
 from lightning_uda.resize import size_of
 
 _IMAGENET_MEAN, _IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -57,6 +58,7 @@ class WrappedNetwork(SegmentationNetwork):
         WeightsError: If weights can't be read or don't fit.
     """
 
+    @ranged(classifier_lr_scale=NOT_NEGATIVE, auxiliary=NOT_NEGATIVE, min_loaded=SHARE, trial_size=SIDE)
     def __init__(
         self,
         module: nn.Module,

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
+from lightning_uda.ranges import NOT_NEGATIVE, SHARE, ranged
+
 
 class RepeatedSGD(torch.optim.Optimizer):
     """SGD with momentum whose groups may be updated more than once per step with the same gradient.
@@ -24,11 +26,8 @@ class RepeatedSGD(torch.optim.Optimizer):
         weight_decay: L2 penalty, added in every repeat.
     """
 
+    @ranged(lr=NOT_NEGATIVE, momentum=SHARE, weight_decay=NOT_NEGATIVE)
     def __init__(self, params: ParamsT, lr: float = 2.5e-4, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
-        if lr < 0 or momentum < 0 or weight_decay < 0:
-            raise ValueError(
-                f"RepeatedSGD: found lr={lr}, momentum={momentum}, weight_decay={weight_decay}; expected numbers >= 0."
-            )
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "update_repeats": 1})
 
     @torch.no_grad()

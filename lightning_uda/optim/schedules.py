@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from lightning_uda.ranges import NOT_NEGATIVE, SHARE, STEPS, ranged
+
 
 class Schedule(ABC):
     """A factor on every group's learning rate as a function of the optimiser step."""
@@ -30,12 +32,8 @@ class Poly(Schedule):
         warmup_ratio: Factor of the first warm-up step.
     """
 
+    @ranged(power=NOT_NEGATIVE, warmup_steps=STEPS, warmup_ratio=SHARE)
     def __init__(self, power: float = 0.9, warmup_steps: int = 0, warmup_ratio: float = 1e-6) -> None:
-        if power < 0 or warmup_steps < 0 or not 0 <= warmup_ratio <= 1:
-            raise ValueError(
-                f"Poly: found power={power}, warmup_steps={warmup_steps}, warmup_ratio={warmup_ratio}; expected "
-                "power >= 0, warmup_steps >= 0 and a ratio in [0, 1]."
-            )
         self.power = power
         self.warmup_steps = warmup_steps
         self.warmup_ratio = warmup_ratio

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_uda.ranges import COUNT, ranged
+
 
 class DistributionAlignment(nn.Module):
     """Rescales the teacher's probabilities so that, over time, they follow a prior: q p / p_seen, normalised per pixel.
@@ -28,11 +30,10 @@ class DistributionAlignment(nn.Module):
     history: Tensor
     batches: Tensor
 
+    @ranged(window=COUNT)
     def __init__(self, prior_of: Literal["source", "target"] = "source", window: int = 128) -> None:
         super().__init__()
         self.prior_of = prior_of
-        if window < 1:
-            raise ValueError(f"DistributionAlignment: found window={window}, expected a number of batches, at least 1.")
         self.window = window
 
     def set_classes(self, num_classes: int) -> None:

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_uda.ranges import NOT_NEGATIVE, ranged
+
 AbsentClasses = Literal["mean", "zero", "skip"]
 
 STATIC_WEIGHTS = (
@@ -49,11 +51,11 @@ class DynamicClassWeights(ClassWeighting):
         ValueError: If `beta` is negative, or `absent` isn't one of its values.
     """
 
+    @ranged(beta=NOT_NEGATIVE)
     def __init__(self, beta: float = 0.5, absent: AbsentClasses = "mean") -> None:
-        if not beta >= 0 or absent not in get_args(AbsentClasses):
+        if absent not in get_args(AbsentClasses):
             raise ValueError(
-                f"DynamicClassWeights: found beta={beta}, absent={absent!r}; expected beta >= 0, and one of "
-                f"{get_args(AbsentClasses)}."
+                f"DynamicClassWeights: found absent={absent!r}; expected one of {get_args(AbsentClasses)}."
             )
         self.beta = beta
         self.absent: AbsentClasses = absent
@@ -73,8 +75,9 @@ class FixedClassWeights(ClassWeighting):
         ValueError: If one is negative, or all are 0.
     """
 
+    @ranged(weights=NOT_NEGATIVE)
     def __init__(self, weights: Sequence[float] = STATIC_WEIGHTS) -> None:
-        if not weights or not min(weights) >= 0 or not sum(weights) > 0:
+        if not sum(weights) > 0:
             raise ValueError(
                 f"FixedClassWeights: found weights={list(weights)}; expected one of at least 0 for each class, and not "
                 "all of them 0."

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_uda.ranges import SHARE, ranged
 from lightning_uda.ranks import mean_over_ranks
 from lightning_uda.resize import upsample
 
@@ -75,9 +76,8 @@ class ConfidenceWeighting(PixelWeighting):
             like all others (as the paper writes the loss); early in training that removes most ground truth.
     """
 
+    @ranged(threshold=SHARE)
     def __init__(self, threshold: float = 0.968, scope: WeightScope = "target_pixels") -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold: found {threshold}, expected a confidence in [0, 1].")
         self.threshold = threshold
         self.scope = scope
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
-from lightning_uda.files import LABEL_SPACE_FILE, NOTES_FILE, RECORD_FILE, STOPPED_EARLY, versions
+from lightning_uda.files import LABEL_SPACE_FILE, NOTES_FILE, RECORD_FILE, STOPPED_EARLY, read_yaml, versions
 from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
 from lightning_uda.metrics import CONFUSIONS, best_of, columns_of, evaluate, find_confusions, read_confusion
 from lightning_uda.metrics.columns import is_mean
@@ -209,7 +208,10 @@ def _load_run(folder: Path) -> Run:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        content = read_yaml(file) if file.is_file() else {}
+    except ValueError as error:
+        raise ReportError(str(error)) from error
     return content if isinstance(content, dict) else {}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.ranges import NOT_NEGATIVE, POSITIVE, ranged
 from lightning_uda.self_training.assignment import assign_pseudo_labels
 from lightning_uda.step import Labels, SoftLabels, Taught
 
@@ -103,6 +104,7 @@ class MRKLD(SelfTrainingLoss):
         weight: alpha; applied once, while the published program applies it twice.
     """
 
+    @ranged(weight=NOT_NEGATIVE)
     def __init__(self, weight: float = 0.1) -> None:
         self.weight = weight
 
@@ -126,6 +128,7 @@ class LRENT(SelfTrainingLoss):
 
     needs_probs: ClassVar[bool] = True
 
+    @ranged(alpha=POSITIVE)
     def __init__(self, alpha: float = 0.25) -> None:
         self.alpha = alpha
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_uda.data.transforms import TrainTransform, UInt8
+from lightning_uda.ranges import COUNT_OR_NONE, SHARE, ranged
 from lightning_uda.resize import Size
 from lightning_uda.self_training.scaled_crop import ScaledCrop
 
@@ -33,6 +34,7 @@ class RareClassMining:
         ValueError: If the probability or the share isn't within 0-1, or the number is negative.
     """
 
+    @ranged(probability=SHARE, share=SHARE, num_rarest=COUNT_OR_NONE)
     def __init__(
         self,
         probability: float = 0.8,
@@ -42,11 +44,6 @@ class RareClassMining:
         source: bool = False,
         centres: Centres = "all",
     ) -> None:
-        if not 0 <= probability <= 1 or not 0 <= share <= 1 or num_rarest < 0:
-            raise ValueError(
-                f"RareClassMining: found probability={probability}, share={share} and num_rarest={num_rarest}; "
-                "expected a probability and a share within 0-1 and a number of classes, 0 or more."
-            )
         self.probability = probability
         self.share = share
         self.num_rarest = num_rarest

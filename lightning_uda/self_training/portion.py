@@ -8,6 +8,8 @@ from decimal import Decimal, InvalidOperation
 import numpy as np
 import numpy.typing as npt
 
+from lightning_uda.ranges import POSITIVE, ranged
+
 _DECIMALS = 6
 
 
@@ -124,10 +126,9 @@ class SourcePerTarget(SourceSubset):
         ValueError: If the ratio isn't positive.
     """
 
+    @ranged(ratio=POSITIVE)
     def __init__(self, ratio: float = 1.5, nested: bool = True) -> None:
         super().__init__(nested)
-        if ratio <= 0:
-            raise ValueError(f"SourcePerTarget: found ratio={ratio}, expected source images per target image, above 0.")
         self.ratio = ratio
 
     def count(self, round_number: int, num_source: int, num_target: int) -> int:

@@ -18,6 +18,7 @@ from lightning_uda.data.datamodule import EvaluationImages, UDADataModule
 from lightning_uda.data.dataset import DatasetError
 from lightning_uda.data.transforms import EvalTransform, TrainTransform
 from lightning_uda.inference import Inference, MultiScale
+from lightning_uda.ranges import COUNT, FACTOR, ROUNDS, ranged
 from lightning_uda.self_training.data_checks import require_both_domains, require_one_size, target_of
 from lightning_uda.self_training.label_folder import LabelFolder, RoundRecord, take_over
 from lightning_uda.self_training.labelling import label_images
@@ -80,6 +81,7 @@ class SelfTrainingRounds(Callback):
         ValueError: If a number is below 1, or thresholds of a histogram are asked for with a spatial prior.
     """
 
+    @ranged(num_rounds=ROUNDS, epochs_per_round=COUNT, target_subset=COUNT, lr_round_factor=FACTOR)
     def __init__(
         self,
         num_rounds: int = 3,
@@ -94,11 +96,6 @@ class SelfTrainingRounds(Callback):
         lr_round_factor: float = 1.0,
         accuracy: bool = False,
     ) -> None:
-        if num_rounds < 1 or epochs_per_round < 1 or (target_subset is not None and target_subset < 1):
-            raise ValueError(
-                f"SelfTrainingRounds: found num_rounds={num_rounds}, epochs_per_round={epochs_per_round}, "
-                f"target_subset={target_subset}; expected numbers of 1 or more."
-            )
         if spatial_prior is not None and isinstance(thresholds, LogitHistogram):
             raise ValueError(
                 "SelfTrainingRounds: found LogitHistogram with a spatial prior, whose products are no probabilities; "

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from lightning_uda.data.transforms import TrainTransform, UInt8
 from lightning_uda.label_spaces import IGNORE_INDEX
+from lightning_uda.ranges import BYTE, SCALE, SHARE, SIDE, ranged
 from lightning_uda.resize import Interpolation, Size, resize_image, resize_label
 
 
@@ -36,6 +37,7 @@ class ScaledCrop(TrainTransform):
         ValueError: If the scales aren't positive and ascending, or the step doesn't lead from one to the other.
     """
 
+    @ranged(crop=SIDE, scale=SCALE, scale_step=SCALE, horizontal_flip=SHARE, resize=SIDE, fill=BYTE)
     def __init__(
         self,
         crop: tuple[int, int],

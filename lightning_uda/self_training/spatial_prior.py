@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.dataset import DatasetError
+from lightning_uda.ranges import BLUR, POSITIVE, SIDE, ranged
 from lightning_uda.self_training.prior import Normalization
 from lightning_uda.self_training.prior_counts import load_or_count_prior
 
@@ -20,6 +21,7 @@ class SpatialPrior:
         over: "pixels" or "classes": over what the prior sums to 1.
     """
 
+    @ranged(size=SIDE, radius=BLUR, sigma=POSITIVE)
     def __init__(
         self,
         size: tuple[int, int] = (1052, 1914),

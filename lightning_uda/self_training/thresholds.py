@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_uda.ranges import COUNT, PIXELS, SHARE, ranged
+
 Scope = Literal["class", "global"]
 Reduction = Callable[[Tensor], Tensor]
 
@@ -71,13 +73,10 @@ class ThresholdSearch(ABC):
     counts: Tensor
     ranks: Tensor
 
+    @ranged(min_rank=PIXELS, threshold_cap=SHARE, conf_stride=COUNT)
     def __init__(
         self, scope: Scope = "class", min_rank: int = 0, threshold_cap: float | None = None, conf_stride: int = 1
     ) -> None:
-        if min_rank < 0 or conf_stride < 1:
-            raise ValueError(
-                f"Found min_rank {min_rank} and conf_stride {conf_stride}; expected 0 or more and 1 or more."
-            )
         self.scope: Scope = scope
         self.min_rank = min_rank
         self.threshold_cap = threshold_cap

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_uda.mixing import paste
+from lightning_uda.ranges import SHARE, ranged
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.step import Labels, Step, Term, View, to_float
 
@@ -35,6 +36,7 @@ class ConfidentPaste(Term):
         ValueError: If tau isn't in [0, 1].
     """
 
+    @ranged(tau=SHARE)
     def __init__(
         self,
         of: str = "mixed",
@@ -47,8 +49,6 @@ class ConfidentPaste(Term):
         unjittered: tuple[str, str] | None = None,
     ) -> None:
         super().__init__(weight)
-        if not 0 <= tau <= 1:
-            raise ValueError(f"ConfidentPaste: found tau={tau}; expected a probability in [0, 1].")
         self.of = of
         self.image = of if image is None else image
         self.onto = onto

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.precision import full_precision
+from lightning_uda.ranges import CONTRAST, COUNT, SHARE, ranged
 from lightning_uda.resize import LabelSampling, size_of, subsample
 from lightning_uda.step import Labels, Step, Term
 
@@ -30,6 +31,7 @@ class ViewContrast(Term):
         ValueError: If `between` isn't two names, or the scale is out of range.
     """
 
+    @ranged(scale=CONTRAST)
     def __init__(self, between: Sequence[str], scale: float, weight: float) -> None:
         super().__init__(weight)
         name = type(self).__name__
@@ -37,8 +39,6 @@ class ViewContrast(Term):
             raise ValueError(
                 f"{name}: found between={between!r}; expected the names of two views, such as [mixed, mixed_weak]."
             )
-        if not 0 < scale <= 80:
-            raise ValueError(f"{name}: found scale={scale}; expected a number above 0, at most 80.")
         self.between = self.differentiates = tuple(between)
         self.scale = scale
 
@@ -73,6 +73,7 @@ class PixelContrast(ViewContrast):
         ValueError: If `rows` is below 1; see also `ViewContrast`.
     """
 
+    @ranged(rows=COUNT)
     def __init__(
         self,
         between: Sequence[str] = ("mixed", "mixed_weak"),
@@ -81,8 +82,6 @@ class PixelContrast(ViewContrast):
         rows: int = 256,
     ) -> None:
         super().__init__(between, scale, weight)
-        if rows < 1:
-            raise ValueError(f"PixelContrast: found rows={rows}; expected at least 1.")
         self.rows = rows
 
     def forward(self, step: Step) -> Tensor:
@@ -113,6 +112,7 @@ class PrototypeContrast(ViewContrast):
         ValueError: If tau isn't in [0, 1]; see also `ViewContrast`.
     """
 
+    @ranged(tau=SHARE)
     def __init__(
         self,
         between: Sequence[str] = ("mixed", "mixed_weak"),
@@ -124,8 +124,6 @@ class PrototypeContrast(ViewContrast):
         sampling: LabelSampling = "nearest",
     ) -> None:
         super().__init__(between, scale, weight)
-        if not 0 <= tau <= 1:
-            raise ValueError(f"PrototypeContrast: found tau={tau}; expected a probability in [0, 1].")
         self.of = self.between[1] if of is None else of
         self.tau = tau
         self.images = images

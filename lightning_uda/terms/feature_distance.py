@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.precision import full_precision
+from lightning_uda.ranges import CLASS_ID, SHARE, ranged
 from lightning_uda.ranks import divisor
 from lightning_uda.resize import Size, size_of, subsample
 from lightning_uda.step import Labels, Step, Term, to_float
@@ -41,6 +41,7 @@ class FeatureDistance(Term):
 
     needs_features = True
 
+    @ranged(classes=CLASS_ID, min_share=SHARE)
     def __init__(
         self,
         of: str = "source",
@@ -50,11 +51,6 @@ class FeatureDistance(Term):
         distance: Literal["l2", "cosine"] = "l2",
     ) -> None:
         super().__init__(weight)
-        if not 0 <= min_share <= 1 or any(not 0 <= c < IGNORE_INDEX for c in classes or ()):
-            raise ValueError(
-                f"FeatureDistance: found min_share={min_share}, classes={classes}; expected a share in [0, 1] and "
-                f"train ids from 0 to {IGNORE_INDEX - 1}."
-            )
         self.of = of
         self.differentiates = (of,)
         self.classes = None if classes is None else tuple(classes)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.precision import full_precision
+from lightning_uda.ranges import CHANNELS, SEED, ranged
 from lightning_uda.step import Step, Term
 
 
@@ -104,6 +105,7 @@ class FeatureMMD(Term):
 
     projection: Tensor | None
 
+    @ranged(channels=CHANNELS, seed=SEED)
     def __init__(
         self,
         between: Sequence[str] = ("target_mixed", "source_mixed"),

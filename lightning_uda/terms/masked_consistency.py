@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting
+from lightning_uda.ranges import SHARE, SIDE, ranged
 from lightning_uda.resize import Size, size_of
 from lightning_uda.step import Labels, Step, Term, to_float
 from lightning_uda.translation import StrongAugmentation, Translation
@@ -33,6 +34,7 @@ class MaskedConsistency(Term):
         ValueError: If the side is below 1 or the ratio isn't in [0, 1].
     """
 
+    @ranged(patch=SIDE, ratio=SHARE)
     def __init__(
         self,
         of: str = "target",
@@ -43,11 +45,6 @@ class MaskedConsistency(Term):
         augmentation: Translation | None = StrongAugmentation(),
     ) -> None:
         super().__init__(weight)
-        if patch < 1 or not 0 <= ratio <= 1:
-            raise ValueError(
-                f"MaskedConsistency: found patch={patch}, ratio={ratio}; expected a side of at least 1 pixel and a "
-                "share in [0, 1]."
-            )
         self.of = of
         self.patch = patch
         self.ratio = ratio

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.pseudo_labels import ClassWeighting, DynamicClassWeights, pseudo_label
+from lightning_uda.ranges import CHANNELS, COUNT, POSITIVE, SHARE, ranged
 from lightning_uda.resize import Size, size_of, subsample
 from lightning_uda.step import Labels, Step, Term, View, to_float
 from lightning_uda.terms.pull_draws import QuerySampling
@@ -34,6 +35,7 @@ class Projector:
         ValueError: If a number is out of its range.
     """
 
+    @ranged(channels=CHANNELS)
     def __init__(
         self,
         channels: int = 256,
@@ -42,11 +44,8 @@ class Projector:
         output_layer: bool = False,
         statistics: Literal["running", "batch"] = "running",
     ) -> None:
-        if channels < 1 or kernel not in (1, 3):
-            raise ValueError(
-                f"Projector: found channels={channels}, kernel={kernel}; expected at least 1 channel, and a kernel of "
-                "1 or 3."
-            )
+        if kernel not in (1, 3):
+            raise ValueError(f"Projector: found kernel={kernel}; expected 1 or 3.")
         self.channels = channels
         self.kernel = kernel
         self.last_relu = last_relu
@@ -119,6 +118,7 @@ class Pull(Term):
     needs_teacher = True
     needs_features = True
 
+    @ranged(tau=POSITIVE, n=COUNT, m=COUNT, alpha=SHARE, projector_lr_scale=POSITIVE)
     def __init__(
         self,
         weight: float = 0.1,
@@ -146,11 +146,8 @@ class Pull(Term):
         projector_lr_scale: float = 10.0,
     ) -> None:
         super().__init__(weight)
-        if not tau > 0 or n < 1 or m < 2 or not 0 <= alpha <= 1 or not projector_lr_scale > 0:
-            raise ValueError(
-                f"Pull: found tau={tau}, n={n}, m={m}, alpha={alpha}, projector_lr_scale={projector_lr_scale}; "
-                "expected tau > 0, n >= 1, m >= 2, alpha in [0, 1] and a factor > 0."
-            )
+        if m < 2:
+            raise ValueError(f"Pull: found m={m}; expected 2 or more.")
         needing = [
             name
             for name, needed in (

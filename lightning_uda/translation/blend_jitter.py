@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_uda.ranges import HALF, NOT_NEGATIVE, SHARE, ranged
 from lightning_uda.translation.photometric import PHASES, Translation, adjust_hsv
 
 _LUMA = (0.2989, 0.587, 0.114)
@@ -28,6 +29,7 @@ class BlendJitter(Translation):
         ValueError: If one is negative, the hue above 0.5, or the probability above 1.
     """
 
+    @ranged(brightness=NOT_NEGATIVE, contrast=NOT_NEGATIVE, saturation=NOT_NEGATIVE, hue=HALF, p=SHARE)
     def __init__(
         self,
         brightness: float = 0.8,
@@ -36,11 +38,6 @@ class BlendJitter(Translation):
         hue: float = 0.2,
         p: float = 0.8,
     ) -> None:
-        if not all(value >= 0 for value in (brightness, contrast, saturation, hue, p)) or hue > 0.5 or p > 1:
-            raise ValueError(
-                f"BlendJitter: found brightness={brightness}, contrast={contrast}, saturation={saturation}, hue={hue}, "
-                f"p={p}; expected half-widths >= 0, of the hue at most 0.5, and a probability."
-            )
         self.widths = (brightness, contrast, saturation, hue)
         self.p = p
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_uda.precision import full_precision
+from lightning_uda.ranges import BELOW_HALF, ranged
 from lightning_uda.resize import resize_images, size_of
 from lightning_uda.translation.photometric import Translation
 
@@ -31,12 +32,8 @@ class FourierTranslation(Translation):
         ValueError: If `beta` is out of range.
     """
 
+    @ranged(beta=BELOW_HALF)
     def __init__(self, beta: float = 0.01, clip: bool = False) -> None:
-        if not 0 <= beta < 0.5:
-            raise ValueError(
-                f"FourierTranslation: found beta={beta}; expected a share of the shorter side, at least 0 and below "
-                "0.5, such as 0.01."
-            )
         self.beta = beta
         self.clip = clip
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uda.precision import full_precision
+from lightning_uda.ranges import BLUR, NOT_NEGATIVE, SHARE, ranged
 
 
 class Translation(ABC):
@@ -178,6 +179,7 @@ class ColorJitter(Translation):
         hue_unit: "turns" (+-0.25 is +-90 degrees; the likelier reading of DACS) or "radians" (+-14.3 degrees; DSP).
     """
 
+    @ranged(brightness=NOT_NEGATIVE, contrast=SHARE, saturation=SHARE, hue=NOT_NEGATIVE)
     def __init__(
         self,
         brightness: float = 0.25,
@@ -186,11 +188,6 @@ class ColorJitter(Translation):
         hue: float = 0.25,
         hue_unit: Literal["turns", "radians"] = "turns",
     ) -> None:
-        if min(brightness, contrast, saturation, hue) < 0 or max(contrast, saturation) > 1:
-            raise ValueError(
-                f"ColorJitter: found brightness={brightness}, contrast={contrast}, saturation={saturation}, hue={hue}; "
-                "expected half-widths >= 0, for contrast and saturation at most 1."
-            )
         self.brightness = brightness
         self.contrast = contrast
         self.saturation = saturation
@@ -272,6 +269,7 @@ class GaussianBlur(Translation):
         sigma: Range of the standard deviation in pixels; images that draw nearly 0 stay as they are.
     """
 
+    @ranged(sigma=BLUR)
     def __init__(self, sigma: tuple[float, float] = (0.15, 1.15)) -> None:
         if not 0 <= sigma[0] <= sigma[1] or sigma[1] == 0:
             raise ValueError(f"GaussianBlur: found sigma={sigma}, expected 0 <= lower <= upper and upper > 0.")
@@ -294,9 +292,8 @@ class RandomApply(Translation):
             gets the chosen images alone, and the images of the other domain at their places.
     """
 
+    @ranged(p=SHARE)
     def __init__(self, translation: Translation, p: float = 0.5, gate: Literal["batch", "image"] = "batch") -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"RandomApply: found p={p}, expected a probability in [0, 1].")
         self.translation = translation
         self.p = p
         self.gate = gate

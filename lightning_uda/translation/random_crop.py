@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_uda.ranges import COUNT, SCALE, SHARE_NOT_ZERO, SIDE, ranged
 from lightning_uda.resize import Size, size_of
 
 Boxes = npt.NDArray[np.int64]
@@ -27,6 +28,7 @@ class RandomResizedCrop:
         tries: Draws of area and aspect ratio before the central box is taken.
     """
 
+    @ranged(size=SIDE, scale=SHARE_NOT_ZERO, ratio=SCALE, tries=COUNT)
     def __init__(
         self,
         size: tuple[int, int] | int | None = None,
@@ -35,14 +37,10 @@ class RandomResizedCrop:
         tries: int = 10,
     ) -> None:
         size = (size, size) if isinstance(size, int) else size
-        if size is not None and min(size) < 1:
-            raise ValueError(f"RandomResizedCrop: found size={size}; expected a height and a width of at least 1.")
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"RandomResizedCrop: found scale={scale}; expected 0 < lower <= upper <= 1.")
         if not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"RandomResizedCrop: found ratio={ratio}; expected 0 < lower <= upper.")
-        if tries < 1:
-            raise ValueError(f"RandomResizedCrop: found tries={tries}; expected at least 1.")
         self.size = size
         self.scale = scale
         self.ratio = ratio

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_uda.ranges import NOT_NEGATIVE, POSITIVE, SHARE, SIDE, ranged
 from lightning_uda.translation.photometric import (
     PHASES,
     RandomApply,
@@ -53,6 +54,7 @@ class HSVJitter(Translation):
         value: Half-width of the value shift, of 255.
     """
 
+    @ranged(brightness=NOT_NEGATIVE, contrast=SHARE, hue=NOT_NEGATIVE, saturation=NOT_NEGATIVE, value=NOT_NEGATIVE)
     def __init__(
         self,
         brightness: float = 0.2,
@@ -61,11 +63,6 @@ class HSVJitter(Translation):
         saturation: float = 30.0,
         value: float = 20.0,
     ) -> None:
-        if min(brightness, contrast, hue, saturation, value) < 0 or contrast > 1:
-            raise ValueError(
-                f"HSVJitter: found brightness={brightness}, contrast={contrast}, hue={hue}, saturation={saturation}, "
-                f"value={value}; expected half-widths >= 0, for contrast at most 1."
-            )
         units = (1.0, 1.0, 6 / 180, 1 / 255, 1 / 255)  # hue in sextants
         widths = np.array([contrast, brightness, hue, saturation, value]) * units
         self.half_widths = widths.astype(np.float32)[:, None]
@@ -106,6 +103,7 @@ class KernelBlur(Translation):
         odds: How often each is drawn, in proportion to each other.
     """
 
+    @ranged(sizes=SIDE, odds=POSITIVE)
     def __init__(self, sizes: Sequence[int] = (3, 5), odds: Sequence[float] = (1.0, 2.0)) -> None:
         if len(sizes) != len(odds) or not sizes or any(k < 3 or k % 2 == 0 for k in sizes) or min(odds) <= 0:
             raise ValueError(

@@ -121,7 +121,7 @@ def test_what_cannot_work_is_refused():
         Trainer(callbacks=[AdaptBatchNorm()], **QUIET).validate(SourceOnly(Plain(), "camvid"), datamodule=tiny_data())
     with pytest.raises(ValueError, match="found when='once'; expected one of"):
         AdaptBatchNorm(when="once")
-    with pytest.raises(ValueError, match="num_images=0"):
+    with pytest.raises(ValueError, match="num_images: found 0"):
         AdaptBatchNorm(num_images=0)
     with pytest.raises(RuntimeError, match=r"data\.target isn't set"):
         Trainer(callbacks=[AdaptBatchNorm()], **QUIET).validate(

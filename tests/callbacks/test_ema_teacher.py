@@ -106,7 +106,7 @@ def test_a_method_without_teacher_or_with_a_shared_one_is_refused():
 
 
 def test_a_decay_that_is_no_share_is_refused():
-    with pytest.raises(ValueError, match=r"found decay=1\.5"):
+    with pytest.raises(ValueError, match=r"decay: found 1\.5"):
         EMATeacher(decay=1.5)
 
 

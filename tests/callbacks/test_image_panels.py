@@ -235,9 +235,9 @@ def test_tensorboard_gets_the_image(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"num_images": 0}, {"every_n_steps": 0}, {"max_width": 0}])
 def test_impossible_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match="expected numbers of 1 or more"):
+    with pytest.raises(ValueError, match="expected a number from 1"):
         ImagePanels(**arguments)
-    with pytest.raises(ValueError, match="num_extremes -1; expected 0 or more"):
+    with pytest.raises(ValueError, match="num_extremes: found -1, expected a number from 0"):
         ImagePanels(num_extremes=-1)
 
 

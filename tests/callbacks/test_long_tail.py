@@ -261,7 +261,7 @@ def test_a_run_without_the_data_module_is_refused():
 
 @pytest.mark.parametrize("name", ["num_classes", "max_tries"])
 def test_numbers_below_one_are_refused(name):
-    with pytest.raises(ValueError, match=rf"LongTailStatistics\.{name}: found 0, expected a number of 1 or more"):
+    with pytest.raises(ValueError, match=rf"LongTailStatistics\.{name}: found 0, expected a number from 1"):
         LongTailStatistics(**{name: 0})
 
 

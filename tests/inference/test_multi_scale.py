@@ -73,9 +73,9 @@ def test_logits_are_upsampled_with_aligned_corners_before_the_softmax(golden):
 
 
 def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"found scales \[\]"):
+    with pytest.raises(ValueError, match=r"found no scales"):
         MultiScale(scales=[])
-    with pytest.raises(ValueError, match=r"found scales \[1\.0, 0\.0\]"):
+    with pytest.raises(ValueError, match=r"scales: found [\[(]1\.0, 0"):
         MultiScale(scales=[1.0, 0.0])
     with pytest.raises(ValueError, match="StrideProbabilities, which gives probabilities"):
         MultiScale(StrideProbabilities())

@@ -88,7 +88,7 @@ def test_half_precision_logits_are_summed_in_single_precision():
 def test_windows_that_leave_pixels_out_are_refused():
     with pytest.raises(ValueError, match=r"stride of 8 x 9 for windows of 8 x 8 .* no pixel is left out"):
         SlidingWindow((8, 8), (8, 9))
-    with pytest.raises(ValueError, match="stride of 0 x 1"):
+    with pytest.raises(ValueError, match="stride: found"):
         SlidingWindow((8, 8), (0, 1))
-    with pytest.raises(ValueError, match="windows_per_batch=0"):
+    with pytest.raises(ValueError, match="windows_per_batch: found 0"):
         SlidingWindow(windows_per_batch=0)

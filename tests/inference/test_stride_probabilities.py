@@ -47,5 +47,5 @@ def test_without_mirroring_there_is_one_pass():
 
 
 def test_a_multiple_below_one_is_refused():
-    with pytest.raises(ValueError, match="multiple=0"):
+    with pytest.raises(ValueError, match="multiple: found 0"):
         StrideProbabilities(multiple=0)

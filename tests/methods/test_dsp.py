@@ -199,7 +199,7 @@ def test_brings_its_callbacks():
 
 @pytest.mark.parametrize("wrong", [{"beta": 1.2}, {"beta": -0.1}, {"long_tail_k": -1}])
 def test_wrong_numbers_are_refused(wrong):
-    with pytest.raises(ValueError, match="expected an opacity in"):
+    with pytest.raises(ValueError, match="expected a number from 0"):
         DSP(network=tiny_network(), label_space="camvid", **wrong)
 
 

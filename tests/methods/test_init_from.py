@@ -181,7 +181,9 @@ def test_what_does_not_fit_is_refused_in_one_message_before_training(source_run,
     )
 
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({"classes": ["Sky", "tram"]}))
-    message = refused([*command, "--data.label_space", str(tmp_path / "other.yaml")])
+    message = refused(
+        [*command, "--data.label_space", str(tmp_path / "other.yaml"), "--model.network.num_classes", "2"]
+    )
     assert "last.ckpt: trained on 11 classes ['Sky'," in message
     assert "this run has 2 ['Sky', 'tram'] (label space 'other'), of which it lacks ['tram']" in message
 

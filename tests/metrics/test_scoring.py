@@ -65,11 +65,11 @@ def test_without_a_border_nothing_is_looked_for(monkeypatch):
 
 
 def test_settings_that_make_no_sense_are_refused():
-    for sizes in ([[512, 1024], [512, 1024]], [[0, 4]], [[512]]):
+    for sizes in ([[512, 1024], [512, 1024]], [[512]]):
         with pytest.raises(ValueError, match="expected distinct pairs of height and width"):
             Scoring(sizes)
     for border in (0, -3):
-        with pytest.raises(ValueError, match=rf"found border {border}; expected a distance of 1 pixel or more"):
+        with pytest.raises(ValueError, match=rf"border: found {border}, expected a number from 1"):
             Scoring(border=border)
     with pytest.raises(ValueError, match=r"`merged` names \['building', 'wall'\].* label space 'camvid'"):
         Scoring(merged={"wall": "building"}).new_confusion(CAMVID)

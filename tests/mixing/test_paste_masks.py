@@ -89,5 +89,5 @@ def test_a_class_pool_reads_nothing_back_from_the_device(offset_bug):
 
 @pytest.mark.parametrize("excluded", [(255,), (0, -1), (256,)])
 def test_what_cannot_be_excluded_is_refused(excluded):
-    with pytest.raises(ValueError, match="expected train ids, 0-254"):
+    with pytest.raises(ValueError, match="expected numbers from 0 to 254"):
         ClassPool(excluded)

@@ -39,5 +39,5 @@ def test_one_repeat_is_plain_sgd():
 
 
 def test_negative_numbers_are_refused():
-    with pytest.raises(ValueError, match="expected numbers >= 0"):
+    with pytest.raises(ValueError, match="expected a number from 0"):
         RepeatedSGD([torch.nn.Parameter(torch.zeros(1))], lr=-1)

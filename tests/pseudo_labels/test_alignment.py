@@ -48,5 +48,5 @@ def test_state_is_saved():
 
 
 def test_window_is_checked():
-    with pytest.raises(ValueError, match="found window=0"):
+    with pytest.raises(ValueError, match="window: found 0"):
         DistributionAlignment(window=0)

@@ -43,5 +43,5 @@ def test_scope_whole_image_scales_pasted_pixels_too(golden):
 
 
 def test_a_threshold_that_is_no_probability_is_refused():
-    with pytest.raises(ValueError, match=r"found 96\.8, expected a confidence in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"threshold: found 96\.8, expected a number from 0 to 1"):
         BatchConfidence(96.8)

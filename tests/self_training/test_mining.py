@@ -127,7 +127,7 @@ def test_images_smaller_than_the_crop_can_be_mined():
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match=r"found probability=1.5"):
+    with pytest.raises(ValueError, match=r"probability: found 1.5"):
         RareClassMining(probability=1.5)
     with pytest.raises(ValueError, match="found a TrainTransform as the stream's transform; expected a ScaledCrop"):
         RareClassMining().transform(TrainTransform(), (), ())

@@ -83,5 +83,5 @@ def test_portions_that_are_no_exact_decimals_are_refused(value):
 
 
 def test_a_ratio_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="found ratio=0"):
+    with pytest.raises(ValueError, match="ratio: found 0"):
         SourcePerTarget(0)

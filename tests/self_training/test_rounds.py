@@ -407,7 +407,7 @@ def test_bad_data_and_settings_are_refused_before_training():
         fit(module_of(), data_of(target_transform=ScaledCrop((8, 8))))
     with pytest.raises(ValueError, match=r"max_steps: found 500, but the 2 rounds end after 24 steps"):
         fit(module_of(), data_of(), max_steps=500)
-    with pytest.raises(ValueError, match="num_rounds=0"):
+    with pytest.raises(ValueError, match="num_rounds: found 0"):
         SelfTrainingRounds(num_rounds=0)
 
 

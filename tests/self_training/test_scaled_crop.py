@@ -110,8 +110,10 @@ def test_a_label_of_another_size_than_its_image_is_refused():
 def test_impossible_scales_are_refused():
     with pytest.raises(ValueError, match="smallest <= largest"):
         ScaledCrop((8, 8), scale=(1.3, 0.7))
-    for step in (0.3, 0, -0.1):
-        with pytest.raises(ValueError, match=r"a step that leads from 0.5 to 1.5"):
+    with pytest.raises(ValueError, match=r"a step that leads from 0.5 to 1.5"):
+        ScaledCrop((8, 8), scale=(0.5, 1.5), scale_step=0.3)
+    for step in (0, -0.1):
+        with pytest.raises(ValueError, match="scale_step: found"):
             ScaledCrop((8, 8), scale=(0.5, 1.5), scale_step=step)
 
 

@@ -290,7 +290,7 @@ def test_wrong_input_is_refused():
         found.update(torch.ones(2, 3), classes)
     with pytest.raises(ValueError, match="found 15 bins"):
         LogitHistogram(15)
-    with pytest.raises(ValueError, match="conf_stride 0"):
+    with pytest.raises(ValueError, match="conf_stride: found 0"):
         RadixSelect(conf_stride=0)
 
 

@@ -83,7 +83,7 @@ def test_a_term_changes_the_run_and_is_logged_with_its_weight():
 
 @pytest.mark.parametrize("tau", [-0.1, 1.5])
 def test_thresholds_are_probabilities(tau):
-    with pytest.raises(ValueError, match=r"expected a probability in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"tau: found .*, expected a number from 0 to 1"):
         ConfidentPaste(tau=tau)
 
 

@@ -247,10 +247,10 @@ def test_offered_views_are_shown_once_and_with_a_gradient_for_contrast_alone():
     ("make", "message"),
     [
         (lambda: PixelContrast(between="mixed"), "expected the names of two views"),
-        (lambda: PixelContrast(scale=0), "scale=0; expected a number above 0"),
-        (lambda: PixelContrast(scale=100), "at most 80"),
-        (lambda: PixelContrast(rows=0), "rows=0; expected at least 1"),
-        (lambda: PrototypeContrast(tau=1.5), r"expected a probability in \[0, 1\]"),
+        (lambda: PixelContrast(scale=0), "scale: found 0, expected a number from"),
+        (lambda: PixelContrast(scale=100), "from 1e-06 to 80"),
+        (lambda: PixelContrast(rows=0), "rows: found 0, expected a number from 1"),
+        (lambda: PrototypeContrast(tau=1.5), r"tau: found 1.5, expected"),
     ],
 )
 def test_arguments_are_checked(make, message):

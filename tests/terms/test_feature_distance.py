@@ -100,9 +100,9 @@ def test_random_weights_are_warned_about():
 def test_classes_that_the_network_lacks_are_refused():
     with pytest.raises(ValueError, match="the network has 11"):
         FeatureDistance().prepare(tiny_network())
-    with pytest.raises(ValueError, match="expected a share in"):
+    with pytest.raises(ValueError, match="expected a number from 0 to 1"):
         FeatureDistance(min_share=2)
-    with pytest.raises(ValueError, match="train ids from 0"):
+    with pytest.raises(ValueError, match="numbers from 0 to 254"):
         FeatureDistance(classes=(3, 255))
 
 

@@ -95,5 +95,5 @@ def test_a_view_without_a_teachers_labels_is_refused():
 
 @pytest.mark.parametrize("options", [{"patch": 0}, {"ratio": 1.2}])
 def test_arguments_are_checked(options):
-    with pytest.raises(ValueError, match="MaskedConsistency: found"):
+    with pytest.raises(ValueError, match=r"MaskedConsistency\.\w+: found"):
         MaskedConsistency(**options)

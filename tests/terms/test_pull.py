@@ -158,9 +158,9 @@ def test_the_projector_is_as_it_is_asked_for():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tau": 0.0}, "tau=0.0"),
+        ({"tau": 0.0}, "tau: found 0"),
         ({"m": 1}, "m=1"),
-        ({"alpha": 1.5}, "alpha=1.5"),
+        ({"alpha": 1.5}, "alpha: found 1"),
         ({"target": None}, "negatives to source, class_weighting to null"),
     ],
 )

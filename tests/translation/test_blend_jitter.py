@@ -46,5 +46,5 @@ def test_images_are_changed_as_often_as_asked_each_by_itself():
 
 @pytest.mark.parametrize("wrong", [{"brightness": -0.1}, {"hue": 0.6}, {"contrast": float("nan")}, {"p": 1.5}])
 def test_widths_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="BlendJitter: found"):
+    with pytest.raises(ValueError, match=r"BlendJitter.*: found"):
         BlendJitter(**wrong)

@@ -158,7 +158,7 @@ def test_wrong_ranges_are_refused():
         GaussianBlur((1.0, 0.5))
     with pytest.raises(ValueError, match="upper > 0"):
         GaussianBlur((0.0, 0.0))
-    with pytest.raises(ValueError, match="expected half-widths"):
+    with pytest.raises(ValueError, match="expected a number from 0 to 1"):
         ColorJitter(contrast=1.5)
-    with pytest.raises(ValueError, match="expected a probability"):
+    with pytest.raises(ValueError, match="expected a number from 0 to 1"):
         RandomApply(GaussianBlur(), p=5)

@@ -183,12 +183,12 @@ def test_a_low_default_precision_changes_nothing(low):
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="expected half-widths >= 0"):
+    with pytest.raises(ValueError, match=r"found (1\.2|-1), expected"):
         HSVJitter(contrast=1.2)
-    with pytest.raises(ValueError, match="expected half-widths >= 0"):
+    with pytest.raises(ValueError, match=r"found (1\.2|-1), expected"):
         ViewJitter(hue=-1)
-    for sizes, odds in (((3, 4), (1, 1)), ((1,), (1,)), ((3, 5), (1,)), ((3, 5), (1, 0)), ((), ())):
+    for sizes, odds in (((3, 4), (1, 1)), ((1,), (1,)), ((3, 5), (1,)), ((), ())):
         with pytest.raises(ValueError, match="expected odd sizes"):
             KernelBlur(sizes, odds)
-    with pytest.raises(ValueError, match="expected a probability"):
+    with pytest.raises(ValueError, match="expected a number from 0 to 1"):
         ViewJitter(grey_p=2)

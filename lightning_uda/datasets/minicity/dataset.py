@@ -13,6 +13,7 @@ from lightning_uda.datasets.minicity.photography import photograph
 from lightning_uda.datasets.minicity.scene import draw_scene
 from lightning_uda.datasets.minicity.style import STYLES
 from lightning_uda.label_spaces import TRAIN_IDS
+from lightning_uda.ranges import COUNT, SEED, SIDE, ranged
 
 SPLITS = ("train", "val", "test")
 MIN_SIZE = (16, 32)
@@ -44,6 +45,7 @@ class MiniCity(SegmentationDataset):
 
     class_ids = TRAIN_IDS
 
+    @ranged(length=COUNT, size=SIDE, seed=SEED)
     def __init__(
         self,
         split: Literal["train", "val", "test"] = "train",
@@ -56,12 +58,8 @@ class MiniCity(SegmentationDataset):
             raise ValueError(f"MiniCity: found split {split!r}, expected one of {', '.join(SPLITS)}.")
         if style not in STYLES:
             raise ValueError(f"MiniCity: found style {style!r}, expected one of {', '.join(STYLES)}.")
-        if length < 1:
-            raise ValueError(f"MiniCity: found length {length}, expected the number of images, at least 1.")
         if len(size) != 2 or size[0] < MIN_SIZE[0] or size[1] < MIN_SIZE[1]:
             raise ValueError(f"MiniCity: found size {size}, expected (height, width) in pixels, at least {MIN_SIZE}.")
-        if seed < 0:
-            raise ValueError(f"MiniCity: found seed {seed}, expected an integer of 0 or more.")
         self.split, self.style, self.length, self.size, self.seed = split, style, length, (size[0], size[1]), seed
         self._last: tuple[int, Array, Array] | None = None
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_uda.networks.backbones.base import Backbone
 from lightning_uda.networks.base import InputNormalization, parameter_group
 from lightning_uda.networks.weights import WeightsError
+from lightning_uda.ranges import CHANNELS, LAYERS, ranged
 
 _BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)
 _UPDATE_REPEATS = {"stem": 1, "blocks": 3, "shortcuts": 4}
@@ -35,6 +36,7 @@ class CaffeResNet(Backbone):
 
     saved_names: ClassVar[Mapping[str, str]] = {"backbone.": "", "classifier.": "layer5."}
 
+    @ranged(blocks=LAYERS, planes=CHANNELS, stem_channels=CHANNELS)
     def __init__(
         self,
         blocks: tuple[int, int, int, int] = (3, 4, 23, 3),

@@ -13,6 +13,7 @@ from lightning_uda.networks.backbones.base import Backbone, backbone_groups, und
 from lightning_uda.networks.base import InputNormalization
 from lightning_uda.networks.published import Published
 from lightning_uda.networks.weights import WeightsError
+from lightning_uda.ranges import DROPPED, ranged
 
 Size = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
 
@@ -93,6 +94,7 @@ class MiT(Backbone):
 
     saved_names: ClassVar[Mapping[str, str]] = {"backbone.model.": "backbone."}
 
+    @ranged(drop_path=DROPPED)
     def __init__(self, size: Size = "b5", pretrained: bool = False, drop_path: float = 0.1) -> None:
         plan = _PLANS[size]
         super().__init__(

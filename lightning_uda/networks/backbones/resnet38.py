@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_uda.networks.backbones.base import Backbone
 from lightning_uda.networks.base import InputNormalization
+from lightning_uda.ranges import CHANNELS, ranged
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EPS = 1.001e-5
@@ -52,6 +53,7 @@ class ResNet38(Backbone):
 
     saved_names: ClassVar[Mapping[str, str]] = {"backbone.layers.": "backbone."}
 
+    @ranged(stem_channels=CHANNELS)
     def __init__(self, stem_channels: int = 64) -> None:
         super().__init__(
             InputNormalization([255 * value for value in _IMAGENET_MEAN], [255 * value for value in _IMAGENET_STD]),

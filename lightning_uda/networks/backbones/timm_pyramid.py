@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_uda.networks.backbones.base import cropped, padded
 from lightning_uda.networks.backbones.timm_backbone import TimmBackbone, create
+from lightning_uda.ranges import DROPPED, LAYERS, SHARE_NOT_ZERO, ranged
 
 _WITH_LEVELS_OF_THEIR_OWN = ("efficientnet", "mobilenetv3", "hrnet")
 """Timm's modules whose networks, asked for features only, keep timm's names and put out nothing else."""
@@ -39,6 +40,7 @@ class TimmPyramid(TimmBackbone):
         WeightsError: If weights can't be had or don't fit.
     """
 
+    @ranged(levels=LAYERS, drop_path=DROPPED, layer_decay=SHARE_NOT_ZERO)
     def __init__(
         self,
         name: str = "resnet50",

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_uda.networks.backbones.base import cropped, padded
 from lightning_uda.networks.backbones.timm_backbone import TimmBackbone, create
+from lightning_uda.ranges import COUNT_OR_NONE, DROPPED, SHARE_NOT_ZERO, SIDE, ranged
 
 _REMEDY = (
     "Choose one such as vit_base_patch14_dinov2 or vit_base_patch16_dinov3; networks with stages go to TimmPyramid."
@@ -40,6 +41,7 @@ class TimmViT(TimmBackbone):
         WeightsError: If weights can't be had or don't fit.
     """
 
+    @ranged(strides=SIDE, blocks=COUNT_OR_NONE, drop_path=DROPPED, layer_decay=SHARE_NOT_ZERO)
     def __init__(
         self,
         name: str = "vit_base_patch14_dinov2.lvd142m",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_uda.networks.backbones.base import Backbone
 from lightning_uda.networks.backbones.timm_backbone import normalization_of, published_for
+from lightning_uda.ranges import CHANNELS, ranged
 
 _TORCHVISION = {"classifier.0.": "pre_logits.fc1.", "classifier.3.": "pre_logits.fc2."}
 
@@ -34,6 +35,7 @@ class VGG(Backbone):
 
     saved_names: ClassVar[Mapping[str, str]] = {"backbone.": ""}
 
+    @ranged(fc_channels=CHANNELS)
     def __init__(self, name: str = "vgg16", pretrained: bool = False, fc_channels: int = 4096) -> None:
         vgg = _vgg(name)
         pool3, pool4, pool5 = (level["num_chs"] for level in vgg.feature_info[2:5])

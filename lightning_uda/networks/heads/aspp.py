@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from lightning_uda.networks.heads.base import Head
+from lightning_uda.ranges import SIDE, ranged
 
 _IN_WORDS = {(6, 12): " (two of four, reference)", (6, 12, 18, 24): " (all four)"}
 
@@ -21,6 +22,7 @@ class ASPP(Head):
             (6, 12, 18, 24), of which their program sums the first two.
     """
 
+    @ranged(dilations=SIDE, branches=SIDE)
     def __init__(self, dilations: Sequence[int] = (6, 12), branches: Sequence[int] | None = None) -> None:
         self.dilations = tuple(dilations)
         self.branches = self.dilations if branches is None else tuple(branches)

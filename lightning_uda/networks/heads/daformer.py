@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_uda.networks.heads.base import Head
 from lightning_uda.networks.heads.stacked import StackedLevels, conv_bn_relu, scores
+from lightning_uda.ranges import CHANNELS, DROPPED, SIDE, ranged
 
 
 class DAFormerHead(Head):
@@ -27,6 +28,7 @@ class DAFormerHead(Head):
     align_corners = False
     class_rows = ("3.",)
 
+    @ranged(channels=CHANNELS, separable_dilations=SIDE, dropout=DROPPED)
     def __init__(
         self, channels: int = 256, separable_dilations: Sequence[int] = (6, 12, 18), dropout: float = 0.1
     ) -> None:

@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from lightning_uda.networks.heads.base import Head
+from lightning_uda.ranges import CHANNELS, SIDE, ranged
 
 
 class DilatedConvolutions(Head):
@@ -20,6 +21,7 @@ class DilatedConvolutions(Head):
 
     class_rows = ("2.",)
 
+    @ranged(channels=CHANNELS, dilation=SIDE)
     def __init__(self, channels: int = 512, dilation: int = 12) -> None:
         self.channels = channels
         self.dilation = dilation

@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_uda.networks.heads.base import Head
 from lightning_uda.networks.heads.stacked import StackedLevels, conv_bn_relu, scores
+from lightning_uda.ranges import CHANNELS, DROPPED, ranged
 
 
 class SegFormerHead(Head):
@@ -23,6 +24,7 @@ class SegFormerHead(Head):
     align_corners = False
     class_rows = ("3.",)
 
+    @ranged(channels=CHANNELS, dropout=DROPPED)
     def __init__(self, channels: int = 256, dropout: float = 0.1) -> None:
         self.channels = channels
         self.dropout = dropout

@@ -1,0 +1,160 @@
+"""Bad input: each number that enters by a constructor, and generated configs that nothing can train by."""
+
+import copy
+import importlib
+import inspect
+import math
+import pkgutil
+from collections import Counter
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+import lightning_uda
+from lightning_uda.__main__ import main
+from lightning_uda.label_spaces import get_label_space
+from lightning_uda.report import load_runs
+from tests.fixtures.bad_configs import NUMBERS, OTHERS, ROWS, changed, leaves, outcome_of, parts, small_experiment
+
+
+def declared():
+    """Each constructor of the package that declares ranges, with an argument and its range."""
+    for found in pkgutil.walk_packages(lightning_uda.__path__, "lightning_uda."):
+        if found.name.endswith("__main__"):
+            continue
+        for kind in vars(importlib.import_module(found.name)).values():
+            init = vars(kind).get("__init__") if inspect.isclass(kind) and kind.__module__ == found.name else None
+            for name, allowed in getattr(init, "ranges", {}).items():
+                yield pytest.param(kind, name, allowed, id=f"{kind.__name__}.{name}")
+
+
+@pytest.mark.parametrize(("kind", "name", "allowed"), declared())
+def test_numbers_outside_of_their_range_are_refused_from_python_too(kind, name, allowed):
+    beyond = (allowed.lowest - 1, allowed.highest * 2 + 1, math.nan, math.inf, -math.inf)
+    for number in (*beyond, [allowed.lowest, math.nan]):
+        with pytest.raises(ValueError, match=rf"{name}: found .*, expected number|{name}: found .*, expected a number"):
+            kind.__init__(object(), **{name: number})
+
+
+MODEL, DATA = ("model", "init_args"), ("data", "init_args")
+NETWORK, OPTIMIZER = (*MODEL, "network", "init_args"), (*MODEL, "optimizer", "init_args")
+LISTED = [
+    ("dacs", (*OPTIMIZER, "lr"), math.inf, "lr: found inf"),
+    ("dacs", (*OPTIMIZER, "weight_decay"), math.nan, "Invalid weight_decay value: nan"),
+    ("dacs", (*MODEL, "optimizer"), None, "optimizer: found null"),
+    ("dsp", (*MODEL, "feature_alignment", "init_args", "weight"), -1.0, "weight: found -1"),
+    ("dsp", (*MODEL, "feature_alignment", "init_args", "weight"), math.nan, "weight: found nan"),
+    ("ehtdi", (*MODEL, "picl", "init_args", "scale"), math.nan, "scale: found nan"),
+    ("dacs", (*MODEL, "schedule", "init_args", "power"), math.nan, "power: found nan"),
+    ("cbst_sp_mst", (*MODEL, "rounds", "init_args", "lr_round_factor"), -1.0, "lr_round_factor: found -1"),
+    ("cbst_sp_mst", (*MODEL, "rounds", "init_args", "num_rounds"), 100_000_000, "num_rounds: found 100000000"),
+    ("dsp", (*MODEL, "feature_alignment", "init_args", "channels"), 0, "channels: found 0"),
+    ("dacs", (*NETWORK, "num_classes"), 5, "found 5 classes"),
+    ("dacs", (*NETWORK, "dilations"), [0], "dilations: found"),
+    ("dacs", (*DATA, "source_transform", "init_args", "resize"), [0, 0], "resize: found"),
+    ("dacs", (*DATA, "source_transform", "init_args", "crop"), [100_000, 100_000], "crop: found"),
+    ("dacs", ("trainer", "accumulate_grad_batches"), -1, "accumulate_grad_batches: found -1"),
+]
+
+
+def test_configs_that_the_issue_lists_are_refused_before_a_run_folder_is_there(tmp_path):
+    bases = {row: small_experiment(row) for row in {row for row, *_ in LISTED}}
+    for number, (row, path, value, message) in enumerate(LISTED):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        outcome = outcome_of(changed(bases[row], path, value), folder)
+        assert (outcome.kind, message in outcome.message) == ("refused", True), (path, value, outcome)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("classes: null", "expected a mapping with a `classes` list"),
+        ("classes: []", "found 0 class names"),
+        ("classes: [road]", "expected 2 to 253 distinct names"),
+        ('classes: ["ro\\nad", sky]', "names of one line"),
+        ('classes: ["", sky]', "not empty"),
+        ("classes: [null, sky]", "expected a mapping with a `classes` list"),
+        ("classes: [road, sky]\npalette: [[0, 0, 256], [0, 0, 0]]", "palette: found .* from 0 to 255"),
+        ("classes: [road, sky]\npalette: [1, 2]", "expected a list of"),
+        ("classes: [road, sky]\nsubsets: {a: 3}", "expected lists of class names"),
+        ("classes: [road", "can't be read as YAML"),
+    ],
+)
+def test_label_spaces_that_cannot_be_are_refused(tmp_path, content, message):
+    (tmp_path / "space.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        get_label_space(str(tmp_path / "space.yaml"))
+    assert str(caught.value).count("\n") <= 1
+
+
+SWEEP = {
+    "method": "grid",
+    "parameters": {"seed_everything": {"values": [0, 1]}},
+    "command": ["lightning-uda", "fit", "${args}"],
+}
+
+
+@pytest.mark.parametrize("changes", [{"command": 3}, {"metric": 3}, {"metric": {"name": 3}}, {"parameters": 3}])
+def test_sweep_files_of_numbers_are_refused(tmp_path, monkeypatch, changes):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, **changes}))
+    with pytest.raises(SystemExit, match=rf"found (the )?{next(iter(changes))}") as caught:
+        main(["sweep", "sweep.yaml"])
+    assert str(caught.value.code).count("\n") <= 1
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
+def test_a_report_of_a_malformed_config_names_it(tmp_path):
+    (tmp_path / "confusions").mkdir()
+    (tmp_path / "confusions/val_step_1.csv").write_text("road,sky\n1,0\n0,1\n")
+    (tmp_path / "config.yaml").write_text("model: [")
+    with pytest.raises(ValueError, match=r"config.yaml: can't be read as YAML") as caught:
+        load_runs([tmp_path])
+    assert "\n" not in str(caught.value)
+
+
+BASES = {row: small_experiment(row) for row in ROWS}
+
+
+@st.composite
+def bad_configs(draw):
+    """A shipped experiment in which a value, a list, a class or a group of settings is another one, or misspelt."""
+    row = draw(st.sampled_from(ROWS))
+    kind = draw(st.sampled_from(("number", "number", "other", "misspelt", "part")))
+    if kind in ("number", "other"):
+        path = draw(st.sampled_from(list(leaves(BASES[row]))))
+        value = draw(st.sampled_from(NUMBERS if kind == "number" else OTHERS))
+    else:
+        path = draw(st.sampled_from(list(parts(BASES[row]))))
+        path, value = ((*path, "misspelt"), 1) if kind == "misspelt" else (path, draw(st.sampled_from(OTHERS)))
+    return row, path, copy.deepcopy(value)
+
+
+def try_configs(number, tmp_path_factory):
+    """Trains a step by generated configs; counts what became of them, and gives the faults."""
+    counts, faults = Counter(), []
+
+    @seed(16)
+    @settings(max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(bad_configs())
+    def attempt(case):
+        row, path, value = case
+        outcome = outcome_of(changed(BASES[row], path, value), tmp_path_factory.mktemp("bad"))
+        counts[outcome.kind] += 1
+        if outcome.kind not in ("refused", "trained"):
+            faults.append((outcome.kind, row, ".".join(map(str, path)), value, outcome.message[-500:]))
+
+    attempt()
+    print(dict(counts))
+    return counts, faults
+
+
+@pytest.mark.slow
+def test_five_hundred_generated_configs_are_refused_or_train(tmp_path_factory):
+    counts, faults = try_configs(500, tmp_path_factory)
+    assert not faults
+    assert sum(counts.values()) >= 500
+    assert counts["refused"] > 300
