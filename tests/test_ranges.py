@@ -53,8 +53,18 @@ LISTED = [
     ("dsp", (*MODEL, "feature_alignment", "init_args", "channels"), 0, "channels: found 0"),
     ("dacs", (*NETWORK, "num_classes"), 5, "found 5 classes"),
     ("dacs", (*NETWORK, "dilations"), [0], "dilations: found"),
-    ("dacs", (*DATA, "source_transform", "init_args", "resize"), [0, 0], "resize: found"),
-    ("dacs", (*DATA, "source_transform", "init_args", "crop"), [100_000, 100_000], "crop: found"),
+    (
+        "dacs",
+        (*DATA, "source_transform"),
+        {"class_path": "TrainTransform", "init_args": {"resize": [0, 0]}},
+        "resize: found",
+    ),
+    (
+        "dacs",
+        (*DATA, "source_transform"),
+        {"class_path": "TrainTransform", "init_args": {"crop": [100_000, 100_000]}},
+        "crop: found",
+    ),
     ("dacs", ("trainer", "accumulate_grad_batches"), -1, "accumulate_grad_batches: found -1"),
 ]
 
