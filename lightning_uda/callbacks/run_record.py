@@ -26,10 +26,10 @@ class RunRecord(Callback):
     and something has changed, the file of before is kept as `run.1.yaml`.
     """
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Writes the files; all ranks have to ask for the folder."""
-        folder = trainer.log_dir if trainer.loggers else None
-        if folder is None or stage == "predict" or not trainer.is_global_zero:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Writes the files, once all is set up, so that a run that is refused leaves none."""
+        folder = trainer.log_dir if trainer.loggers else None  # all ranks have to ask together
+        if folder is None or not trainer.is_global_zero:
             return
         if (space := getattr(pl_module, "label_space", None)) is not None:
             _write(Path(folder) / LABEL_SPACE_FILE, space.as_yaml())
@@ -41,6 +41,15 @@ class RunRecord(Callback):
         }
         known = {key: value for key, value in record.items() if value}
         _write(Path(folder) / RECORD_FILE, yaml.safe_dump(known, sort_keys=False))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Writes the files, unless training has."""
+        if trainer.state.fn == "validate":
+            self.on_fit_start(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Writes the files."""
+        self.on_fit_start(trainer, pl_module)
 
 
 def versions_of_packages() -> dict[str, str]:
