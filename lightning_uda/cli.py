@@ -254,7 +254,7 @@ class UDACLI(LightningCLI):
             if not _any(callbacks, always):
                 callbacks.append(always())
         if self.subcommand == "predict" and not _any(callbacks, PredictionWriter):
-            callbacks.append(PredictionWriter(Path(self.run_logger.log_dir) / "predictions"))
+            callbacks.append(PredictionWriter())
         if self.subcommand not in (None, "fit") and run["ckpt_path"] is None:
             _log.warning("no --ckpt_path: the network is run as it was made, untrained unless it was given weights")
         if config.get("enable_checkpointing") is False:
@@ -311,15 +311,14 @@ class UDACLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says where the run folder is: at the start, at the end, and what is in it after an error."""
-        folder = Path(self.run_logger.log_dir)
         speaks = self.trainer.is_global_zero and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if speaks:
-            _log.info("run folder: %s", folder)
+            _log.info("run folder: %s", self.run_logger.log_dir)
         try:
             self.trainer.fit(**kwargs)
         except Exception:
-            if speaks and folder.is_dir():
-                _say_what_is_left(folder)
+            if speaks and Path(self.run_logger.log_dir).is_dir():
+                _say_what_is_left(Path(self.run_logger.log_dir))
             raise
         self._say_where_it_is()
 

@@ -27,7 +27,7 @@ _CALLABLE = re.compile(r"^( *)Type .*? expects a function or a callable class: (
 _VALUE = re.compile(r"(?:Got value|Given value): (.*)", re.DOTALL)
 _NESTED = re.compile(r"NestedArg\(key='([^']*)', val=(.*)\)$")
 _TYPE = re.compile(r"Expected a <class '(\w+)'>")
-_LINK = re.compile(r"Call to compute_fn of link '\w+\(([\w.]+)\).*?failed: (.*)", re.DOTALL)
+_LINK = re.compile(r"Call to compute_fn of link '\w+\(([\w.]+)[^)]*\).*?failed: (.*)", re.DOTALL)
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type:")
 _LISTED = 24
 _LENGTH = 300

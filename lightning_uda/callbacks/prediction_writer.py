@@ -127,19 +127,19 @@ class PredictionWriter(Callback):
     For the Cityscapes test server: `outputs: [{class_path: CityscapesLabelIds, init_args: {zip: true}}]`.
 
     Args:
-        output_dir: Folder to write to; made if it isn't there.
+        output_dir: Folder to write to; made if it isn't there. `None` stands for `predictions` in the run folder.
         outputs: What is written of each prediction: any of `TrainIds`, `Colors`, `CityscapesLabelIds`; `None` stands
             for the first two.
     """
 
-    def __init__(self, output_dir: str | Path, outputs: Sequence[PredictionFormat] | None = None) -> None:
+    def __init__(self, output_dir: str | Path | None = None, outputs: Sequence[PredictionFormat] | None = None) -> None:
         outputs = (TrainIds(), Colors()) if outputs is None else tuple(outputs)
         folders = [output.folder for output in outputs]
         if not folders or len(set(folders)) != len(folders):
             raise ValueError(
                 f"PredictionWriter: found outputs for the folders {folders}; expected at least one, each of its own."
             )
-        self.output_dir = Path(output_dir)
+        self._given = None if output_dir is None else Path(output_dir)
         self.outputs = outputs
         self._written: set[Path] = set()
 
@@ -152,6 +152,8 @@ class PredictionWriter(Callback):
         """
         if stage != "predict":
             return
+        run = trainer.log_dir or trainer.default_root_dir  # all ranks have to ask together
+        self.output_dir = self._given or Path(run) / "predictions"
         self._written.clear()
         for output in self.outputs:
             output.check(pl_module.label_space)

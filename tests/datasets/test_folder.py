@@ -349,7 +349,7 @@ def test_some_images_without_label(tmp_path):
     for load in (dataset.load_label, dataset.label_path):
         with pytest.raises(DatasetError, match="labels: 3 of 4 images have no label"):
             load(1)
-    report = scan(dataset, LabelSpace("one", ("road",), ((1, 2, 3),)), progress=False)
+    report = scan(dataset, LabelSpace("two", ("road", "sky"), ((1, 2, 3), (4, 5, 6))), progress=False)
     assert sorted(report.problems, key=str) == sorted([missing, empty], key=str)
 
 

@@ -106,7 +106,7 @@ def test_rows_at_the_borders_of_target_images_have_no_weight():
     assert (
         high.target_weights(torch.zeros(2, 8, 4).long(), torch.rand(2, 8, 4)).eq(0).all()
     )  # images of fewer rows than are ignored
-    with pytest.raises(ValueError, match="ignore_top=-1"):
+    with pytest.raises(ValueError, match=r"DAFormer.ignore_top: found -1"):
         daformer(ignore_top=-1)
 
 

@@ -161,7 +161,7 @@ def test_classes_of_a_subset_are_picked_by_name(source_run, tmp_path, capsys):
     (tmp_path / "few.yaml").write_text(yaml.safe_dump({"classes": classes}))
     command = ["fit", "--config", write_config(tmp_path, "DACS"), "--data.label_space", str(tmp_path / "few.yaml")]
     Starts.seen = {}
-    main([*command, "--model.init_from", str(source_run), STARTS])
+    main([*command, "--model.network.num_classes", "3", "--model.init_from", str(source_run), STARTS])
     source = network_of(state_of(last_of(source_run)), "student")
     for name in ("student", "teacher"):
         found = network_of(Starts.seen, name)
