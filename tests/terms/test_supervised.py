@@ -31,7 +31,7 @@ def test_the_loss_is_that_of_the_labelled_images():
     torch.testing.assert_close(loss, source + 0.5 * few)
 
 
-@pytest.mark.parametrize("method", ["SourceOnly", "DACS", "DSP", "EHTDI", "T2SDA"])
+@pytest.mark.parametrize("method", ["DACS", "DSP"])
 def test_one_image_is_enough_for_any_method(method, tmp_path):
     options = ["--data.labelled_target.length", "1", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
     main(["fit", "--config", write_config(tmp_path, method), *FEW, *TERM, *options])
