@@ -50,10 +50,10 @@ def folder(tmp_path_factory):
     module = SourceOnly(network=tiny_network(), label_space="camvid")
     trainer.fit(module, datamodule=tiny_data())
     version = folder / "tiny/version_0"
-    RunRecord().setup(trainer, module, "fit")
+    RunRecord().on_fit_start(trainer, module)
     assert not (version / "run.1.yaml").exists()  # nothing has changed
     trainer.datamodule.val.length = 8
-    RunRecord().setup(trainer, module, "fit")
+    RunRecord().on_fit_start(trainer, module)
     return version
 
 
