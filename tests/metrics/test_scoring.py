@@ -65,6 +65,8 @@ def test_without_a_border_nothing_is_looked_for(monkeypatch):
 
 
 def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"Scoring.\w+: found .*0, 4.*, expected numbers from 1"):
+        Scoring(sizes=[[0, 4]])
     for sizes in ([[512, 1024], [512, 1024]], [[512]]):
         with pytest.raises(ValueError, match="expected distinct pairs of height and width"):
             Scoring(sizes)

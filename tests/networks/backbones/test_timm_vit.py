@@ -93,6 +93,11 @@ def test_blocks_that_are_not_there(blocks):
         TimmViT("test_vit", blocks=blocks)
 
 
+def test_blocks_before_the_first():
+    with pytest.raises(ValueError, match=r"TimmViT.blocks: found \(-1, 1, 2, 3\), expected numbers from 0"):
+        TimmViT("test_vit", blocks=(-1, 1, 2, 3))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
 def test_networks_with_stages_are_refused(name):
     with pytest.raises(ValueError, match=rf"'{name}'.*a plain vision transformer for images of any size.*TimmPyramid"):
