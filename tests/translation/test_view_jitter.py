@@ -190,5 +190,7 @@ def test_wrong_arguments_are_refused():
     for sizes, odds in (((3, 4), (1, 1)), ((1,), (1,)), ((3, 5), (1,)), ((), ())):
         with pytest.raises(ValueError, match="expected odd sizes"):
             KernelBlur(sizes, odds)
+    with pytest.raises(ValueError, match=r"KernelBlur.odds: found \(1, 0\), expected numbers from"):
+        KernelBlur((3, 5), (1, 0))
     with pytest.raises(ValueError, match="expected a number from 0 to 1"):
         ViewJitter(grey_p=2)
