@@ -17,7 +17,7 @@ FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench minicity dusk dusk-scratch daformer t2sda nthu docs clean
+.PHONY: help demo test test-slow lint format type bench minicity minicity-mit dusk dusk-scratch daformer t2sda nthu docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ docs: $(READY)  ## Build the documentation's site, build/docs/index.html; warnin
 
 minicity: $(READY)  ## The MiniCity benchmark over SEEDS="0 1 2"; runs whose figures are in docs/figures aren't trained again; JOBS=2 runs two at once
 	$(GRID)/minicity.yaml $(OVER_SEEDS) $(call FIGURES,minicity) -- $(OPTIONS)
+
+minicity-mit: $(READY)  ## The same with a small transformer: T2S-DA, DAFormer, MIC, HRDA
+	$(GRID)/minicity_mit.yaml $(OVER_SEEDS) $(call FIGURES,minicity_mit) -- $(OPTIONS)
 
 dusk: $(READY)  ## Day to dusk on real frames, from ImageNet weights: make dusk CAMVID=folder
 	$(GRID)/dusk.yaml $(OVER_SEEDS) $(call FIGURES,dusk) -- $(CAMVID_ROOTS) $(OPTIONS)
