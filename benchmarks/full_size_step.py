@@ -1,15 +1,14 @@
-"""Time and memory of training steps at the papers' sizes: `python benchmarks/full_size_step.py`, on the GPU if there is one.
+"""Time and memory of steps at the papers' sizes: `python benchmarks/full_size_step.py`, on a GPU if there is one.
 
 Methods with a network at its real size, random weights and two random images of each domain of the crop size: the
 algorithm, its terms, backward, the optimiser's and the teacher's step, on one thread. The first steps aren't counted.
-"network" is the share of what the networks alone take, their forward passes and those backward, repeated by themselves on
-images of the same sizes.
 
 On a CPU every method has a process of its own; memory is the peak of the process (Linux). On a GPU each is tried by
 recipes: "fp32" without TF32, "tf32" in convolutions and matrix products, "bf16" (`--trainer.precision bf16-mixed`, TF32
-where autocasting leaves float32), then with cuDNN's search for the fastest algorithms ("benchmark"), in the memory format
-channels_last, and with the networks compiled; memory is the most that was allocated, and "faster" is against the first recipe, and
-"syncs" how often a step waited for the GPU.
+where autocasting leaves float32), then with cuDNN's search for the fastest algorithms ("benchmark"), in the memory
+format channels_last, and with the backbones compiled. "faster" is against the first recipe; "network" is what the
+networks' passes take by themselves, as a share of the step; memory is the most that was allocated; "syncs" is how often
+a step waited for the GPU.
 """
 
 import argparse

@@ -227,6 +227,7 @@ class UDACLI(LightningCLI):
             self.datamodule.check_datasets(self.subcommand, streams_of(method))
         self.config_init = self._made(without=("data",))
         self.model = self._get(self.config_init, "model")
+        self.model.require_what_terms_need()
         self.trainer = self.instantiate_trainer()
 
     def _made(self, without: Sequence[str]) -> Namespace:

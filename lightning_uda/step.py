@@ -426,6 +426,7 @@ class Term(nn.Module):
         needs_features: Whether the term reads feature levels, which not every network gives.
         name: What the method calls the term; that of the view too, if the term shows the student one.
         differentiates: Names of the views that the term sends a gradient into.
+        reads: Names of the views that the method, or another term, has to have.
         streams: Streams that a training batch must hold for the term, beside the method's.
     """
 
@@ -433,6 +434,7 @@ class Term(nn.Module):
     needs_teacher: bool = False
     needs_features: bool = False
     differentiates: Sequence[str] = ()
+    reads: Sequence[str] = ()
     streams: Sequence[str] = ()
     name: str = "term"
 
@@ -458,12 +460,16 @@ class Term(nn.Module):
         Raises:
             ValueError: If the method has no view of that name.
         """
-        if name not in step.views:
+        self.require_view(name, step.views)
+        return step.views[name]
+
+    def require_view(self, name: str, there: Collection[str]) -> None:
+        """Checks that there is a view; errors as in `view`."""
+        if name not in there:
             raise ValueError(
-                f"{type(self).__name__}: found no view {name!r}; the method's step has {sorted(step.views)}. Name "
+                f"{type(self).__name__}: found no view {name!r}; the method's step has {sorted(there)}. Name "
                 "views of the method in the term's arguments."
             )
-        return step.views[name]
 
     def seen(self, step: Step, name: str) -> View:
         """A view of this step with what the student makes of it; errors as in `view`."""

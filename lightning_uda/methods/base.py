@@ -73,6 +73,9 @@ class UDAModule(LightningModule):
     streams: Sequence[str] = ("source",)
     """Streams that a training batch must hold."""
 
+    views: Sequence[str] = ()
+    """Views that the `algorithm` beside it may give, for terms; none where a method doesn't say, and a step tells."""
+
     min_batch_size: int = 1
     """Least number of images of each stream in a batch."""
 
@@ -258,21 +261,39 @@ class UDAModule(LightningModule):
             raise ValueError(
                 f"trainer.max_steps: found {self.trainer.max_steps}, but schedules count steps; set it to a number > 0."
             )
+        if stage == "fit":
+            self.require_what_terms_need()
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or not isinstance(data, UDADataModule):
             return
         parts: list[UDAModule | Term] = [self, *(cast(Term, term) for term in self.terms.values())]
         for part in parts:
-            if isinstance(part, Term) and part.needs_teacher and not hasattr(self, "teacher"):
-                raise ValueError(
-                    f"model.terms.{part.name}: {type(part).__name__} needs the features of a teacher, but "
-                    f"{type(self).__name__} has none. Choose a method with one, such as MeanTeacher, DACS or DAFormer."
-                )
             if data.batch_size < part.min_batch_size:
                 raise ValueError(
                     f"data.batch_size: found {data.batch_size}, but {type(part).__name__} needs {part.min_batch_size} "
                     "images of each stream in a batch of a process. Raise the batch size, or leave that part out."
                 )
+
+    def require_what_terms_need(self) -> None:
+        """Checks that terms that need a teacher have one, and that `algorithm` or other terms may give what they read.
+
+        Raises:
+            ValueError: If that isn't so.
+        """
+        terms = list(cast(Mapping[str, Term], self.terms).values())
+        for term in terms:
+            if term.needs_teacher and not hasattr(self, "teacher"):
+                raise ValueError(
+                    f"model.terms.{term.name}: {type(term).__name__} needs the features of a teacher, but "
+                    f"{type(self).__name__} has none. Choose a method with one, such as MeanTeacher, DACS or DAFormer."
+                )
+        views = next(vars(kind) for kind in type(self).__mro__ if "algorithm" in vars(kind)).get("views")
+        if not views:
+            return
+        there = {*views, *(name for term in terms for name in (term.name, f"{term.name}_weak"))}
+        for term in terms:
+            for name in term.reads:
+                term.require_view(name, there)
 
     def take_over(self, path: str) -> None:
         """Starts the student from the checkpoint of an earlier run; see `networks.start_from`."""

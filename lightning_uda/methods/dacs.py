@@ -31,6 +31,7 @@ class DACS(TeacherModule):
     """
 
     streams = ("source", "target")
+    views = ("source", "mixed", "mixed_weak", "target")
     mixes_streams = True
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,7 @@ class DAFormer(TeacherModule):
     """
 
     streams = ("source", "target")
+    views: Sequence[str] = ("source", "mixed", "mixed_weak", "target")
     mixes_streams = True
 
     @ranged(ignore_top=COUNT_OR_NONE, ignore_bottom=COUNT_OR_NONE)

@@ -50,6 +50,7 @@ class DSP(TeacherModule):
     """
 
     streams = ("source", "template", "target")
+    views = ("source", "target_mixed", "source_mixed", "target_mixed_weak", "source_mixed_weak", "target")
     mixes_streams = True
 
     @ranged(beta=SHARE, long_tail_k=COUNT_OR_NONE, long_tail_classes=COUNT)

@@ -57,6 +57,10 @@ class EHTDI(TeacherModule):
     """
 
     streams = ("source", "target")
+    views = (
+        *("source", "source_weak", "source_strong", "target_weak", "target_strong"),
+        *("mixed", "mixed_weak", "mixed_second"),
+    )
 
     @ranged(mixed_weight=NOT_NEGATIVE)
     def __init__(

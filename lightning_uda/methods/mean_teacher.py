@@ -24,6 +24,7 @@ class MeanTeacher(TeacherModule):
     """
 
     streams = ("source", "target")
+    views = ("source", "target", "target_weak")
 
     def __init__(
         self,

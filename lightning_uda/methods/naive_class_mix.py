@@ -33,6 +33,7 @@ class NaiveClassMix(TeacherModule):
     """
 
     streams = ("source", "target")
+    views = ("source", "mixed", "mixed_weak")
     min_batch_size = 2
 
     def __init__(

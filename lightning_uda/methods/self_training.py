@@ -42,6 +42,7 @@ class SelfTraining(UDAModule):
     """
 
     streams = ("union",)
+    views = ("union",)
 
     def __init__(
         self,

@@ -13,6 +13,8 @@ class SourceOnly(UDAModule):
     `configs/experiment/*/oracle.yaml`.
     """
 
+    views = ("source",)
+
     def algorithm(self, step: Step) -> None:
         """Cross-entropy of the source batch, mean over its valid pixels."""
         source = step.batch["source"]

@@ -39,6 +39,8 @@ class T2SDA(DAFormer):
             the weights of classes don't go with their number.
     """
 
+    views = (*DAFormer.views, "pseudo_target")
+
     def __init__(
         self,
         *,
@@ -117,6 +119,7 @@ class T2SDAGeneralization(TeacherModule):
     """
 
     streams = ("source",)
+    views = ("source", "pseudo_target")
 
     def __init__(
         self,

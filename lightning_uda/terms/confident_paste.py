@@ -56,6 +56,7 @@ class ConfidentPaste(Term):
         self.pasted_before = pasted_before
         self.images = images
         self.unjittered = unjittered
+        self.reads = (self.of, self.image, onto, *(unjittered or ()))
 
     def forward(self, step: Step) -> Tensor:
         """L_hts, a scalar."""

@@ -39,7 +39,7 @@ class ViewContrast(Term):
             raise ValueError(
                 f"{name}: found between={between!r}; expected the names of two views, such as [mixed, mixed_weak]."
             )
-        self.between = self.differentiates = tuple(between)
+        self.between = self.differentiates = self.reads = tuple(between)
         self.scale = scale
 
     def logits(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -125,6 +125,7 @@ class PrototypeContrast(ViewContrast):
     ) -> None:
         super().__init__(between, scale, weight)
         self.of = self.between[1] if of is None else of
+        self.reads = (*self.between, self.of)
         self.tau = tau
         self.images = images
         self.sampling: LabelSampling = sampling

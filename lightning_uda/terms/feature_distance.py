@@ -52,7 +52,7 @@ class FeatureDistance(Term):
     ) -> None:
         super().__init__(weight)
         self.of = of
-        self.differentiates = (of,)
+        self.differentiates = self.reads = (of,)
         self.classes = None if classes is None else tuple(classes)
         self.min_share = min_share
         self.distance: Literal["l2", "cosine"] = distance

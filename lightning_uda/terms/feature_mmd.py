@@ -118,7 +118,7 @@ class FeatureMMD(Term):
             raise ValueError(
                 f"FeatureMMD: found between={between!r}; expected the names of two views, such as [source, mixed]."
             )
-        self.between = self.differentiates = tuple(between)
+        self.between = self.differentiates = self.reads = tuple(between)
         self.channels = channels
         self.seed = seed
         self.register_buffer("projection", None, persistent=False)

@@ -46,6 +46,7 @@ class MaskedConsistency(Term):
     ) -> None:
         super().__init__(weight)
         self.of = of
+        self.reads = (of,)
         self.patch = patch
         self.ratio = ratio
         self.pixel_weighting = pixel_weighting

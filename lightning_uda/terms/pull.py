@@ -188,6 +188,7 @@ class Pull(Term):
         self.projector = projector
         self.projector_lr_scale = projector_lr_scale
         self.differentiates = (pseudo_target if query == "pseudo_target" else source,)
+        self.reads = (source, *(() if target is None else (target,)))
 
     def prepare(self, network: SegmentationNetwork) -> None:
         """Attaches the projector.
