@@ -319,6 +319,16 @@ def prototype_contrast(first: Tensor, second: Tensor, labels: Tensor, scale: flo
     return total / len(first)
 
 
+def confusion(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """Counts (C, C) by truth and prediction, pixel by pixel."""
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    matrix = counts.numpy()
+    for truth, found in zip(mask.flatten().numpy(), predicted.flatten().numpy(), strict=True):
+        if truth < num_classes:
+            matrix[truth, found] += 1
+    return counts
+
+
 def pull(
     features: tuple[Tensor, Tensor, Tensor],
     labels: Tensor,

@@ -53,8 +53,8 @@ from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
 from lightning_uda.parser import OptionParser
-from lightning_uda.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, NUMBER, POSITIVE, require
 from lightning_uda.resuming import CheckpointFiles, RunLogger, newest_of_run
+from lightning_uda.trainer_checks import require_monitored, require_trainer_options
 
 _log = logging.getLogger(__name__)
 _load_yaml = get_loader("yaml")
@@ -75,23 +75,6 @@ def load_value(text: str) -> Any:
     if text.lstrip().startswith(("[", "{")) and "\n" not in text:
         text = _QUOTED_OR_NONE.sub(lambda match: match[1] or "null", text)
     return _load_yaml(text)
-
-
-_OF_TRAINER = {
-    "accumulate_grad_batches": COUNT,
-    "check_val_every_n_epoch": COUNT,
-    "gradient_clip_val": NOT_NEGATIVE,
-    "limit_predict_batches": COUNT_OR_NONE,
-    "limit_test_batches": COUNT_OR_NONE,
-    "limit_train_batches": COUNT_OR_NONE,
-    "limit_val_batches": COUNT_OR_NONE,
-    "log_every_n_steps": COUNT_OR_NONE,
-    "num_nodes": COUNT,
-    "num_sanity_val_steps": NUMBER,
-    "overfit_batches": COUNT_OR_NONE,
-    "val_check_interval": POSITIVE,
-}
-"""Ranges of the trainer's numbers, which it doesn't refuse itself, or only in the midst of its work."""
 
 
 set_loader("yaml", load_value, exceptions=(yaml.YAMLError,))
@@ -229,6 +212,7 @@ class UDACLI(LightningCLI):
         self.model = self._get(self.config_init, "model")
         self.model.require_what_terms_need()
         self.trainer = self.instantiate_trainer()
+        require_monitored(self.model, self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def _made(self, without: Sequence[str]) -> Namespace:
         """What the config makes, but for some of its parts."""
@@ -243,8 +227,7 @@ class UDACLI(LightningCLI):
         """Adds to what the config asks for: CSV logger, checkpoint files, progress bar, IoU table, checks, signals."""
         run = self.config_init[self.subcommand] if self.subcommand else self.config_init
         config = run["trainer"]
-        for name, allowed in _OF_TRAINER.items():
-            require(allowed, config.get(name), f"trainer.{name}")
+        require_trainer_options(config)
         loggers = config.get("logger")
         extra: list[Logger] = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
         given = config.get("callbacks") or []

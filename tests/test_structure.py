@@ -15,7 +15,7 @@ ROOMS = [
     ["commands"],
     ["loading"],
     ["cli"],
-    ["resuming", "parser"],
+    ["resuming", "parser", "trainer_checks"],
     ["methods"],
     ["callbacks"],
     ["report"],

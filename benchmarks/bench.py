@@ -1,12 +1,16 @@
-"""What surrounds the network in a step of all methods: our code against its literal, naive transcription.
+"""`make bench`: every piece of work around the networks, our code against its literal, naive transcription.
 
-Run as `python benchmarks/surroundings.py`. Both forms take the same inputs and random draws, in turn, in one process
-and on one thread; times are CPU times, medians over the rounds, and the ratio is the median of the paired ratios, which
-counts as it is printed. Results are compared in the same run, and the script fails if they disagree. Peak memory is the
-peak above what the process held before the call, measured in another process (Linux).
+Run as `python benchmarks/bench.py`, on a quiet machine. Both forms take the same inputs and random draws, in turn, in
+one process and on one thread; times are CPU times, medians over the rounds, and the ratio is the median of the paired
+ratios, which counts as it is printed. Results are compared in the same run, and the script fails if they disagree. Peak
+memory is the peak above what the process held before the call, measured in another process (Linux). Rows of thresholds
+and loading come from `cbst_thresholds.py` and `loading.py`, whose first lines say how they measure.
 
 Inputs: batch of 2, 512 x 512, 19 classes, smooth label maps that hold every class at about its share in Cityscapes and
-1.5 % void, logits at an eighth of the size of which half of the pixels reach a confidence of 0.968.
+1.5 % void, logits at an eighth of the size of which half of the pixels reach a confidence of 0.968. EHTDI's contrasts
+take logits of 65 x 65, T2S-DA's pull features of 256 channels; some pieces have the sizes that their names say.
+
+With `--write`, the table replaces the one between `<!-- bench -->` and `<!-- end -->` in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -14,80 +18,54 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import math
 import os
+import platform
+import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
+import cbst_thresholds
+import loading
 import naive
 import torch
 import torch.nn.functional as F
+from inputs import BATCH, NUM_CLASSES, Inputs, rank_of, smooth
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from measure import interleaved, peak_of
+from pull import PullInputs
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks import EMATeacher
-from lightning_uda.methods import DACS
+from lightning_uda.label_spaces import get_label_space
+from lightning_uda.methods import DACS, UDAModule
+from lightning_uda.metrics import Scoring
 from lightning_uda.mixing import ClassMask, ClassPool, ConfidenceConsistency, paste, paste_tail, soft_paste
 from lightning_uda.networks import CaffeDeepLabV2, Classifier, InputNormalization, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import BatchConfidence, pseudo_label
 from lightning_uda.resize import upsample
 from lightning_uda.step import Labels, to_float
 from lightning_uda.terms import FeatureMMD
+from lightning_uda.terms.contrast import pixel_contrast, prototype_contrast
 from lightning_uda.translation import ColorJitter, FourierTranslation, GaussianBlur, StrongAugmentation
 
-NUM_CLASSES, BATCH, BETA, TAIL, ALPHA = 19, 2, 0.8, 2, 0.99
-FREQUENCY = (36.9, 6.1, 22.8, 0.7, 0.9, 1.2, 0.2, 0.6, 15.9, 1.2, 4.0, 1.2, 0.2, 7.0, 0.3, 0.3, 0.3, 0.2, 0.4)
-VOID = 0.015
-
-
-def smooth(*shape: int, generator: torch.Generator) -> Tensor:
-    """Random fields float32 (..., H, W) without detail."""
-    coarse = torch.randn(1, math.prod(shape[:-2]), 9, 9, generator=generator)
-    return F.interpolate(coarse, size=shape[-2:], mode="bicubic", align_corners=True).view(shape)
-
-
-def rank_of(field: Tensor) -> Tensor:
-    """Share of an image's pixels that lie below each pixel; (N, H, W)."""
-    flat = field.flatten(1)
-    return (flat.argsort(dim=1).argsort(dim=1) / flat.shape[1]).view_as(field)
-
-
-class Inputs:
-    """All inputs, drawn once; images are uint8 for us and float minus mean for the naive side."""
-
-    def __init__(self, size: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        shape, low = (BATCH, size, size), (size - 1) // 8 + 1
-        self.size = (size, size)
-        share = torch.tensor(FREQUENCY) / sum(FREQUENCY)
-
-        def masks() -> Tensor:
-            labels = torch.bucketize(rank_of(smooth(*shape, generator=generator)), share.cumsum(0)[:-1])
-            return labels.masked_fill(rank_of(smooth(*shape, generator=generator)) > 1 - VOID, 255)
-
-        def images(*shape: int) -> Tensor:
-            return torch.randint(0, 256, (*shape, 3, size, size), dtype=torch.uint8, generator=generator)
-
-        self.source_mask, self.template_mask = masks(), masks()
-        self.source_image, self.template_image, self.target_image = images(BATCH), images(BATCH), images(BATCH)
-        self.tail_image = images(BATCH, TAIL)
-        rare = smooth(BATCH, TAIL, size, size, generator=generator) > 1
-        self.tail_mask = torch.where(rare, torch.tensor([17, 18]).view(1, -1, 1, 1), 255)
-        self.logits = [smooth(BATCH, NUM_CLASSES, low, low, generator=generator) for _ in range(3)]
-        teacher = self.logits[1]
-        while (teacher.softmax(dim=1).amax(dim=1) >= naive.THRESHOLD).float().mean() < 0.5:
-            teacher *= 1.05
-        self.pseudo_labels, self.confidence = pseudo_label(teacher, self.size)
-        noise, level = (torch.randn(2, BATCH, 256, n, n, generator=generator) for n in (low, 1))
-        self.features = list((noise + level).relu())
-        self.paste_mask = ClassMask()(self.template_mask, generator)
-        self.pixel_weights = BatchConfidence()(self.confidence, self.paste_mask)
-        self.mixed_mask = paste(self.template_mask, self.pseudo_labels, self.paste_mask)
-        self.source_mixed_mask = paste(self.template_mask, self.source_mask, self.paste_mask)
+BETA, ALPHA = 0.8, 0.99
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BLOCK = re.compile(r"(<!-- bench -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def ours(image: Tensor) -> Tensor:
@@ -369,6 +347,69 @@ def dacs_sides(x: Inputs) -> tuple[Side, Side]:
     return literal, step
 
 
+def contrast_sides(name: str, x: Inputs) -> tuple[Side, Side]:
+    """EHTDI's contrast of two similar views, 65 x 65; labels of ten classes and some void."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(BATCH, NUM_CLASSES, 9, 9, generator=generator)
+    first = 4 * F.interpolate(coarse, (65, 65), mode="bicubic", align_corners=True)
+    second = first + torch.randn(first.shape, generator=generator)
+    labels = first.argmax(1)
+    labels = labels.masked_fill(labels > 9, 255)
+    if name == "PiCL":
+        their, our = partial(naive.pixel_contrast, scale=20.0), partial(pixel_contrast, scale=20.0)
+    else:
+        their, our = (
+            partial(contrast, labels=labels, scale=7.0) for contrast in (naive.prototype_contrast, prototype_contrast)
+        )
+    return backward(their, first, second), backward(our, first, second)
+
+
+def pull_sides(side: int, x: Inputs) -> tuple[Side, Side]:
+    """T2S-DA's pull; drawing is part of our time, the naive form is given what it draws."""
+    inputs = PullInputs(side)
+    return inputs.naive, inputs.ours
+
+
+def ehtdi_labels_sides(x: Inputs) -> tuple[Side, Side]:
+    """Labels of both classifiers of EHTDI's network, 640 x 1280."""
+    logits, size = [smooth(1, NUM_CLASSES, 81, 161, generator=seeded()) for _ in range(2)], (640, 1280)
+    return tuple(
+        lambda form=form: tuple(part for each in logits for part in form(each, size))
+        for form in (naive.pseudo_label, pseudo_label)
+    )
+
+
+def ehtdi_ce_sides(x: Inputs) -> tuple[Side, Side]:
+    """Losses of source images of 720 x 1280 with both classifiers of EHTDI's network."""
+    size = (720, 1280)
+    share = torch.linspace(0, 1, NUM_CLASSES + 1)[1:-1]
+    mask = torch.bucketize(rank_of(smooth(1, *size, generator=seeded())), share)
+    logits = [smooth(1, NUM_CLASSES, 91, 161, generator=seeded()) for _ in range(2)]
+
+    def their(main: Tensor, auxiliary: Tensor) -> Tensor:
+        first, second = (naive.cross_entropy(naive.upsample(z, size), mask) for z in (main, auxiliary))
+        return first + 0.1 * second
+
+    def our(main: Tensor, auxiliary: Tensor) -> Tensor:
+        first, second = (taught(z, size, Labels(mask)) for z in (main, auxiliary))
+        return first + 0.1 * second
+
+    return backward(their, *logits), backward(our, *logits)
+
+
+def confusion_sides(x: Inputs) -> tuple[Side, Side]:
+    """The confusion matrix of one image, pixel by pixel on the naive side."""
+    mask, predicted = x.source_mask[:1], x.pseudo_labels[:1]
+    confusion = Scoring().new_confusion(get_label_space("cityscapes"))
+
+    def count() -> tuple[Tensor, ...]:
+        confusion.reset()
+        confusion.update(predicted, mask)
+        return (confusion.compute(),)
+
+    return lambda: (naive.confusion(predicted[0], mask[0], NUM_CLASSES),), count
+
+
 def step_distance(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
     """Largest relative distance of loss and gradients, or of the mixed images in 1000 of 255."""
     return max(relative(expected[:3], found[:3]), furthest(expected[3:], found[3:]) / 1000)
@@ -406,8 +447,38 @@ PIECES = {
     "DSP alignment": Piece(alignment_sides, 100, 40, GRADIENT),
     "DSP CE": Piece(dsp_ce_sides, 4, 350, GRADIENT),
     "DSP mixing": Piece(dsp_mixing_sides, 3, 40, Agreement(1e-4, "of 255", in_images)),
+    "PiCL, 65 x 65": Piece(partial(contrast_sides, "PiCL"), 5, 80, GRADIENT),
+    "ProCL, 65 x 65": Piece(partial(contrast_sides, "ProCL"), 3, 5, GRADIENT),
+    "EHTDI labels, 640 x 1280": Piece(ehtdi_labels_sides, 2.5, 800, Agreement(1e-5, "confidence", with_ties)),
+    "EHTDI source CE, 720 x 1280": Piece(ehtdi_ce_sides, 1, 550, GRADIENT),
+    "pull, 65 x 65": Piece(partial(pull_sides, 65), 2, 90, GRADIENT),
+    "pull, 16 x 16": Piece(partial(pull_sides, 16), 2, 90, GRADIENT),
+    "confusion matrix": Piece(confusion_sides, 50, 8, EXACT),
     "whole DACS": Piece(dacs_sides, 4, 200, Agreement(1e-5, "relative", step_distance)),
 }
+
+
+class Row(NamedTuple):
+    """A row of the table, as texts; "ok", "missed" or "disagrees" last."""
+
+    piece: str
+    naive_ms: str
+    ours_ms: str
+    ratio: str
+    bar: str
+    naive_mb: str
+    ours_mb: str
+    bar_mb: str
+    difference: str
+    verdict: str
+
+
+HEADINGS = Row("piece", "naive ms", "ours ms", "ratio", "bar", "peak MB naive", "ours", "bar", "difference", "")
+
+
+def verdict(held: bool, agrees: bool = True) -> str:
+    """What is said of a row."""
+    return "disagrees" if not agrees else "ok" if held else "missed"
 
 
 def measured_peaks(names: list[str], size: int) -> dict[str, list[float]]:
@@ -418,43 +489,159 @@ def measured_peaks(names: list[str], size: int) -> dict[str, list[float]]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
+def piece_rows(names: list[str], inputs: Inputs, size: int, rounds: int) -> Iterator[Row]:
+    """Rows of the pieces; of a slow naive side no more than five calls."""
+    peaks = measured_peaks(names, size)
+    for name in names:
+        piece = PIECES[name]
+        literal, package = piece.sides(inputs)
+        start = time.process_time()
+        expected = literal()
+        calls = rounds if time.process_time() - start < 2 else min(rounds, 5)
+        difference = piece.agreement.distance(expected, package())
+        slow, fast, ratio = interleaved(literal, package, calls)
+        agrees = difference <= piece.agreement.tolerance
+        before, after = peaks[name]
+        yield Row(
+            name,
+            *(f"{slow:.1f}", f"{fast:.1f}", f"{ratio:.1f}x", f"{piece.bar:g}x"),
+            *(f"{before:.0f}", f"{after:.0f}", f"{piece.memory:g}"),
+            f"{difference:.0e} {piece.agreement.unit}".strip() if difference else "none",
+            verdict(round(ratio, 1) >= piece.bar and after <= piece.memory, agrees),
+        )
+
+
+def threshold_rows() -> Iterator[Row]:
+    """CBST's thresholds of 50 maps of 1024 x 2048, by the histogram and exactly."""
+    found = {form: cbst_thresholds.run(form, 50, (1024, 2048)) for form in cbst_thresholds.FORMS}
+    slow, exact = found["collect"], found["radix"]["thresholds"]
+    for form, name in (("histogram", "CBST thresholds, T = 50"), ("radix", "the same, exact")):
+        own, bar, memory = found[form], cbst_thresholds.RATIO_BAR, cbst_thresholds.MEMORY_BAR
+        ratio, off = slow["seconds"] / own["seconds"], cbst_thresholds.furthest(own["thresholds"], exact)
+        agrees = off <= cbst_thresholds.ERROR_BAR
+        yield Row(
+            name,
+            *(f"{1000 * slow['seconds']:.0f}", f"{1000 * own['seconds']:.0f}", f"{ratio:.1f}x", f"{bar}x"),
+            *(f"{slow['megabytes']:.0f}", f"{own['megabytes']:.0f}", f"{memory}"),
+            f"{off:.0e}" if off else "none",
+            verdict(round(ratio, 1) >= bar and own["megabytes"] <= memory, agrees),
+        )
+
+
+def loading_rows() -> Iterator[Row]:
+    """Items of one loader worker; `loading` has compared the pixels before it measures."""
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in (loading.SETTINGS[0], loading.SETTINGS[2]):
+            root = Path(folder, setting.title.partition(",")[0])
+            loading.make_files(root, setting.file_size, 6)
+            times, ratios = loading.measure(loading.forms(setting, root), 30)
+            for form, bar in (("uncached", setting.uncached_bar), ("png", 8), ("memmap", 8)):
+                name = f"{root.name} item, {form if form == 'uncached' else f'{form} cache'}"
+                numbers = (f"{times['naive']:.1f}", f"{times[form]:.1f}", f"{ratios[form]:.1f}x", f"{bar}x")
+                yield Row(name, *numbers, "", "", "", "pixels compared", verdict(round(ratios[form], 1) >= bar))
+
+
+def lightning_row(rounds: int) -> Row:
+    """What Lightning and our logging add to a step of a layer that costs nothing, over a bare loop."""
+
+    class Nothing(UDAModule):
+        """A step that logs five numbers as methods do."""
+
+        def __init__(self) -> None:
+            super().__init__(network=Answers(), label_space="cityscapes")
+            self.layer = nn.Linear(8, 8)
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            loss = self.layer(batch).square().mean()
+            self.log_step({f"loss_{number}": loss for number in range(4)} | {"loss": loss})
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.layer.parameters(), lr=1e-3)
+
+    steps, batch = 1000, torch.randn(4, 8)
+
+    def bare() -> float:
+        module = Nothing()
+        optimizer = module.configure_optimizers()
+        start = time.process_time()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            module.layer(batch).square().mean().backward()
+            optimizer.step()
+        return 1000 * (time.process_time() - start) / steps
+
+    def trained(folder: str) -> float:
+        trainer = Trainer(
+            max_steps=steps,
+            logger=CSVLogger(folder),
+            log_every_n_steps=50,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        data = DataLoader([batch] * steps, batch_size=None)
+        module = Nothing()
+        start = time.process_time()
+        trainer.fit(module, data)  # and what comes before and after the steps
+        return 1000 * (time.process_time() - start) / steps
+
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [(bare(), trained(folder)) for _ in range(rounds)]
+    loop, whole = (statistics.median(column) for column in zip(*pairs, strict=True))
+    extra = whole - loop
+    numbers = (f"{loop:.2f}", f"{whole:.2f}", f"+{extra:.2f} ms", "+1 ms")
+    return Row("Lightning and logging, over a bare loop", *numbers, "", "", "", "", verdict(extra <= 1))
+
+
+def machine() -> str:
+    """The processor and its cores, torch and the day."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}"
+
+
+def markdown(rows: list[Row], title: str) -> str:
+    """The table of the page."""
+    held = sum(row.verdict == "ok" for row in rows)
+    lines = [HEADINGS, Row(*["---"] * len(HEADINGS)), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"\n{title}: {held} of {len(rows)} bars held.\n\n{table}\n\n"
+
+
 def main() -> None:
-    """Prints one row for each piece."""
+    """Prints one row for each piece, and writes them into the page if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=PIECES, action="append", help="measure this piece; may be given repeatedly")
-    parser.add_argument("--rounds", type=int, default=7, help="calls of each form")
+    parser.add_argument("--rounds", type=int, default=15, help="calls of each form")
     parser.add_argument("--size", type=int, default=512, help="height and width; the bars are for 512")
     parser.add_argument("--peaks", action="store_true", help="print peak memory alone, as JSON, and exit")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     inputs = Inputs(options.size)
     names = options.only or list(PIECES)
     if options.peaks:
         print(json.dumps({name: [peak_of(side) for side in PIECES[name].sides(inputs)] for name in names}))
         return
 
-    table = Table(title=f"batch of {BATCH}, {options.size} x {options.size}, one thread, {options.rounds} rounds")
-    for column in ("piece", "naive ms", "ours ms", "ratio", "bar", "peak MB naive", "ours", "bar", "difference", ""):
+    rows = [*piece_rows(names, inputs, options.size, options.rounds)]
+    if not options.only:
+        rows += [*threshold_rows(), *loading_rows(), lightning_row(5)]
+    title = f"{machine()}; {options.size} x {options.size}, one thread, {options.rounds} rounds"
+    table = Table(title=title)
+    for column in HEADINGS:
         table.add_column(column, justify="left" if column in ("piece", "") else "right", no_wrap=True)
-    disagreeing, peaks = [], measured_peaks(names, options.size)
-    for name in names:
-        piece = PIECES[name]
-        literal, package = piece.sides(inputs)
-        difference = piece.agreement.distance(literal(), package())
-        slow, fast, ratio = interleaved(literal, package, options.rounds)
-        agrees = difference <= piece.agreement.tolerance
-        disagreeing += [] if agrees else [name]
-        met = round(ratio, 1) >= piece.bar and peaks[name][1] <= piece.memory
-        table.add_row(
-            name,
-            *(f"{slow:.1f}", f"{fast:.1f}", f"{ratio:.1f}x", f"{piece.bar:g}x"),
-            *(f"{peaks[name][0]:.0f}", f"{peaks[name][1]:.0f}", f"{piece.memory:g}"),
-            f"{difference:.0e} {piece.agreement.unit}" if difference else "none",
-            "[red]disagrees" if not agrees else "[green]ok" if met else "[yellow]missed",
-        )
-    Console(width=120).print(table)
-    if disagreeing:
+    colours = {"ok": "green", "missed": "yellow", "disagrees": "red"}
+    for row in rows:
+        table.add_row(*row[:-1], f"[{colours[row.verdict]}]{row.verdict}")
+    Console(width=140).print(table)
+    if options.write:
+        text = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(BLOCK.sub(lambda match: match[1] + markdown(rows, title) + match[2], text), encoding="utf-8")
+    if disagreeing := [row.piece for row in rows if row.verdict == "disagrees"]:
         sys.exit(f"Ours and the naive form disagree: {', '.join(disagreeing)}")
 
 
