@@ -147,6 +147,8 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
         arguments += ["--data.label_space", "camvid", "--model.network.backbone", "resnet10t"]
         arguments += ["--model.network.pretrained", "false", "--data.source_transform.crop", "[32, 32]"]
         arguments += ["--data.target_transform.crop", "[32, 32]"]
+        if read(config)["data"]["init_args"]["source_sampling"]["class_path"] == "RareClass":
+            arguments += ["--data.source_sampling.min_pixels", "0"]
     if config.parent.name.split("_to_")[0] in MAKERS:
         arguments += small_benchmark(config, benchmarks)
     if read(config)["model"]["class_path"] == "SelfTraining":
