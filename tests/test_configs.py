@@ -13,7 +13,17 @@ from lightning_uda.cli import run_trainer
 from lightning_uda.label_spaces import CAMVID
 from lightning_uda.networks import SegmentationNetwork
 from tests.fixtures.configs import CONFIGS, read
-from tests.fixtures.official_layouts import make_bdd100k, make_cityscapes, make_gta5, make_nthu, make_synthia
+from tests.fixtures.official_layouts import (
+    make_acdc,
+    make_bdd100k,
+    make_cityscapes,
+    make_dark_zurich,
+    make_gta5,
+    make_idd,
+    make_mapillary,
+    make_nthu,
+    make_synthia,
+)
 
 EXPERIMENTS = sorted(CONFIGS.glob("experiment/*/*.yaml")) + sorted(CONFIGS.glob("demo/*.yaml"))
 FAST = ["--trainer.fast_dev_run", "1", "--data.num_workers", "0", "--data.batch_size", "2"]
@@ -35,7 +45,10 @@ def camvid(tmp_path):
     return str(tmp_path / "camvid")
 
 
-MAKERS = {"gta5": make_gta5, "synthia": make_synthia, "cityscapes": make_cityscapes, "bdd100k": make_bdd100k}
+MAKERS = {
+    **{"gta5": make_gta5, "synthia": make_synthia, "cityscapes": make_cityscapes, "bdd100k": make_bdd100k},
+    **{"acdc": make_acdc, "dark_zurich": make_dark_zurich, "idd": make_idd, "mapillary": make_mapillary},
+}
 
 
 @pytest.fixture(scope="module")
