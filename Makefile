@@ -54,8 +54,8 @@ format: $(READY)  ## Bring the code into style
 type: $(READY)  ## Check types
 	$(BIN)/mypy
 
-bench: $(READY)  ## Run the benchmarks, on a quiet machine (half an hour)
-	@for name in dacs_step method_steps minicity_speed loading surroundings cbst_thresholds contrast pull; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: $(READY)  ## Our code against naive transcriptions, on a quiet machine; writes docs/performance.md (ten minutes)
+	$(BIN)/python benchmarks/bench.py --write
 
 docs: $(READY)  ## Build the documentation's site, build/docs/index.html; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -1,4 +1,4 @@
-"""What surrounds the network in a step, written literally: the naive sides of `surroundings.py`.
+"""What surrounds the network in a step, written literally: the naive sides of `bench.py`.
 
 Image after image and operation after operation, as the definitions read and as no one would call slow at first sight.
 Images are RGB float in 0-255 minus `MEAN` (in the published programs BGR, which changes no count). Random numbers are
