@@ -13,6 +13,7 @@ from lightning_uda.datasets.idd import IDD
 from lightning_uda.datasets.mapillary import MapillaryVistas
 from lightning_uda.datasets.minicity import MiniCity
 from lightning_uda.datasets.nthu import NTHU
+from lightning_uda.datasets.polygons import PolygonDataset
 from lightning_uda.datasets.synthia import SYNTHIA
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ImageFolder",
     "MapillaryVistas",
     "MiniCity",
+    "PolygonDataset",
     "Problem",
     "SegmentationDataset",
 ]

@@ -67,6 +67,7 @@ class FolderDataset(SegmentationDataset):
     """
 
     strict_ids = True
+    label_extensions: Sequence[str] = LABEL_EXTENSIONS
 
     def __init__(
         self,
@@ -83,7 +84,8 @@ class FolderDataset(SegmentationDataset):
         self.root = Path(root).expanduser()
         self.has_labels = labels is not None
         label_folder = None if labels is None else self.root / labels
-        image_files = _list_images(self.root, self.root / images, label_folder, image_suffix, label_suffix)
+        alike = any(extension in IMAGE_EXTENSIONS for extension in self.label_extensions)
+        image_files = _list_images(self.root, self.root / images, label_folder, image_suffix, label_suffix, alike)
         self._names = (
             sorted(image_files) if split is None else read_name_list(self.root, split, image_files, min(image_files))
         )
@@ -93,9 +95,9 @@ class FolderDataset(SegmentationDataset):
         self._skipped: list[str] = []
         self._extra_labels: list[str] = []
         if label_folder is not None:
-            label_files = _list_labels(self.root, label_folder, label_suffix)
+            label_files = _list_labels(self.root, label_folder, label_suffix, self.label_extensions)
             _refuse_lossy(self._names, label_folder, label_files, label_suffix)
-            _require_labels(self._names, label_folder, label_files, label_suffix)
+            _require_labels(self._names, label_folder, label_files, label_suffix + self.label_extensions[0])
             extra = sorted(set(label_files) - set(image_files)) if split is None else []
             self._extra_labels = [label_files[name].relative_to(label_folder).as_posix() for name in extra]
             if unpaired == "skip":
@@ -104,7 +106,7 @@ class FolderDataset(SegmentationDataset):
             self._labels = [label_files.get(name) for name in self._names]
         self._images = [image_files[name] for name in self._names]
         needs_map = self.has_labels or class_map is not None
-        self.class_ids: Mapping[int, str | None] = _class_ids(self.root, class_map, ignore_ids) if needs_map else {}
+        self.class_ids: Mapping[int, str | None] = self.find_class_ids(class_map, ignore_ids) if needs_map else {}
 
     def __len__(self) -> int:
         """Number of images."""
@@ -147,7 +149,17 @@ class FolderDataset(SegmentationDataset):
 
     def load_label(self, index: int) -> Array:
         """Label map of image `index` as uint8 (H, W) of raw ids."""
-        return read_label(self.label_path(index), self.size_limit)
+        return self.read_label(self.label_path(index))
+
+    def read_label(self, path: Path) -> Array:
+        """Label map of a file, uint8 (H, W) of raw ids."""
+        return read_label(path, self.size_limit)
+
+    def find_class_ids(
+        self, class_map: Mapping[int, str | None] | str | None, ignore_ids: Sequence[int]
+    ) -> dict[int, str | None]:
+        """Class name of each raw id, of what the constructor was given."""
+        return _class_ids(self.root, class_map, ignore_ids)
 
     def check(self, labels: bool = True) -> list[Problem]:
         """Looks at the headers and ends of all images and decodes all labels, in parallel.
@@ -194,7 +206,7 @@ class FolderDataset(SegmentationDataset):
     def _missing_labels(self) -> str:
         """Says which images have no label; nothing if each has one."""
         pairs = zip(self._names, self._labels, strict=self.has_labels)
-        missing = [f"{name}{self._label_suffix}.png" for name, label in pairs if label is None]
+        missing = [f"{name}{self._label_suffix}{self.label_extensions[0]}" for name, label in pairs if label is None]
         if not missing:
             return ""
         return (
@@ -214,7 +226,7 @@ class FolderDataset(SegmentationDataset):
 
     def _check_label(self, path: Path, image_size: tuple[int, int] | None) -> list[Problem]:
         try:
-            label = read_label(path, self.size_limit)
+            label = self.read_label(path)
         except DatasetError as error:
             return [file_problem(path, error)]
         counts = np.bincount(label.ravel(), minlength=256)
@@ -241,16 +253,16 @@ class ImageFolder(FolderDataset):
 
 
 def _list_images(
-    root: Path, folder: Path, label_folder: Path | None, suffix: str, label_suffix: str
+    root: Path, folder: Path, label_folder: Path | None, suffix: str, label_suffix: str, alike: bool
 ) -> dict[str, Path]:
     _require_folder(root, folder, "images")
     beside = label_folder is not None and folder.resolve() == label_folder.resolve()
-    if beside and not label_suffix:
+    if beside and alike and not label_suffix:
         raise DatasetError(
             f"{folder}: `images` and `labels` are the same folder, and no `label_suffix` tells which files are labels. "
             "Set it to the end of their names, such as `label_suffix: _label` for img_01_label.png beside img_01.jpg."
         )
-    files = _list_files(folder, IMAGE_EXTENSIONS, suffix, label_folder, label_suffix if beside else "")
+    files = _list_files(folder, IMAGE_EXTENSIONS, suffix, label_folder, label_suffix if beside and alike else "")
     if not files:
         wanted = f" with names that end in {suffix!r}" if suffix else ""
         raise DatasetError(
@@ -260,9 +272,9 @@ def _list_images(
     return files
 
 
-def _list_labels(root: Path, folder: Path, suffix: str) -> dict[str, Path]:
+def _list_labels(root: Path, folder: Path, suffix: str, extensions: Sequence[str]) -> dict[str, Path]:
     _require_folder(root, folder, "labels", " For a set without labels, use ImageFolder or set `labels: null`.")
-    return _list_files(folder, LABEL_EXTENSIONS, suffix)
+    return _list_files(folder, extensions, suffix)
 
 
 def _require_folder(root: Path, folder: Path, argument: str, hint: str = "") -> None:
@@ -307,7 +319,7 @@ def _refuse_lossy(names: Sequence[str], folder: Path, labels: Mapping[str, Path]
         )
 
 
-def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Path], suffix: str) -> None:
+def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Path], ending: str) -> None:
     """Refuses a label folder that holds none of the images' labels."""
     if any(name in labels for name in names):
         return
@@ -318,7 +330,7 @@ def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Pat
     )
     raise DatasetError(
         f"{folder}: none of the {len(names)} images has a label; expected "
-        f"{some([f'{name}{suffix}.png' for name in names], 3)}. {there} Rename the files, correct `labels` or "
+        f"{some([f'{name}{ending}' for name in names], 3)}. {there} Rename the files, correct `labels` or "
         "`label_suffix`, or set `labels: null`."
     )
 

@@ -1,0 +1,194 @@
+"""Folders of images whose labels are polygons in JSON files, as Cityscapes' tools and labelme write them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from lightning_uda.data.dataset import DatasetError, UnreadableFileError
+from lightning_uda.data.decoding import read_file
+from lightning_uda.datasets.folder import FolderDataset
+from lightning_uda.errors import did_you_mean
+from lightning_uda.label_spaces import IGNORE_INDEX
+
+Array = npt.NDArray[np.uint8]
+Point = tuple[float, float]
+
+_GROUP = "group"
+
+
+class Shape(NamedTuple):
+    """An area of one label.
+
+    Attributes:
+        label: Its name in the file.
+        kind: "polygon", "rectangle" (two corners) or "circle" (centre and a point of the rim).
+        points: (x, y) in pixels.
+    """
+
+    label: str
+    kind: str
+    points: list[Point]
+
+
+class PolygonDataset(FolderDataset):
+    """Images of a folder, with polygons of the same relative names in JSON files, in another folder or beside them.
+
+    Two styles are read: Cityscapes' (`imgHeight`, `imgWidth`, `objects` with `label` and `polygon`; deleted ones are
+    left out, and "cargroup" counts as "car") and labelme's (`imageHeight`, `imageWidth`, `shapes` with `label`,
+    `points` and `shape_type`: polygon, rectangle or circle). Areas are drawn in the order of the file, later ones over
+    earlier ones, as the Cityscapes tools draw them; what none covers is void. With `data.cache_dir` they are drawn
+    once.
+
+    Args:
+        root: Folder of the dataset.
+        images: Image folder, absolute or relative to `root`.
+        labels: Folder of the JSON files, absolute or relative to `root`; it may be the image folder.
+        split: Text file, absolute or relative to `root`, with one image name per line; `None` takes all images.
+        class_map: Class name of each label in the files, `None` for void; other labels are errors. Without a map each
+            label is the class of its name, for which all files are read once.
+        image_suffix: End of image file names that doesn't belong to the name, such as "_leftImg8bit".
+        label_suffix: The same of JSON file names, such as "_gtFine_polygons".
+        unpaired: As in `FolderDataset`.
+
+    Raises:
+        DatasetError: As `FolderDataset`; if a JSON file is of neither style while its labels are looked for, or there
+            are more than 255 labels.
+    """
+
+    label_extensions = (".json",)
+
+    def __init__(
+        self,
+        root: str,
+        images: str = "images",
+        labels: str = "labels",
+        split: str | None = None,
+        class_map: dict[str, str | None] | None = None,
+        image_suffix: str = "",
+        label_suffix: str = "",
+        unpaired: Literal["refuse", "skip"] = "refuse",
+    ) -> None:
+        self._class_of_label = class_map
+        super().__init__(
+            root,
+            images,
+            labels,
+            split,
+            image_suffix=image_suffix,
+            label_suffix=label_suffix,
+            unpaired=unpaired,
+        )
+
+    def find_class_ids(
+        self, class_map: Mapping[int, str | None] | str | None, ignore_ids: Sequence[int]
+    ) -> dict[int, str | None]:
+        """Raw ids, the numbers of the labels in the order of the map or, without one, of the alphabet; 255 is void."""
+        classes = self._class_of_label
+        if classes is None:
+            with ThreadPoolExecutor() as pool:
+                names = pool.map(
+                    lambda path: {shape.label for shape in self._shapes(path)[1]}, filter(None, self._labels)
+                )
+                found = sorted(set().union(*names))
+            classes = {name: name for name in found if _single(name) == name or _single(name) not in found}
+        if not 0 < len(classes) <= IGNORE_INDEX:
+            raise DatasetError(f"{self.root}: found {len(classes)} labels; expected 1 to {IGNORE_INDEX}.")
+        self.labels_by_id = tuple(classes)  # counts for the key of caches
+        self._id_of = {name: number for number, name in enumerate(classes)}
+        return {**dict(enumerate(classes.values())), IGNORE_INDEX: None}
+
+    def read_label(self, path: Path) -> Array:
+        """Draws the areas of a file, uint8 (H, W) of raw ids.
+
+        Raises:
+            DatasetError: If the file can't be read, or holds a label that isn't known or a shape without an area.
+        """
+        (height, width), shapes = self._shapes(path)
+        image = Image.new("L", (width, height), IGNORE_INDEX)
+        drawing = ImageDraw.Draw(image)
+        for shape in shapes:
+            _draw(drawing, shape, self._id(shape.label, path), path)
+        return np.array(image)
+
+    def _id(self, label: str, path: Path) -> int:
+        for name in (label, _single(label)):
+            if name in self._id_of:
+                return self._id_of[name]
+        hint = did_you_mean(label, self._id_of) or f"Labels are {', '.join(self._id_of)}."
+        raise DatasetError(f"{path}: found the label {label!r}, which `class_map` doesn't hold. {hint}")
+
+    def _shapes(self, path: Path) -> tuple[tuple[int, int], list[Shape]]:
+        """Height and width, and the shapes of a file."""
+        try:
+            content = json.loads(read_file(path, self.size_limit))
+        except ValueError as error:
+            raise UnreadableFileError(f"{path}: can't be read as JSON ({error}). Export it again.") from error
+        try:
+            size, shapes = _parsed(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{path}: found no polygons of Cityscapes' style (imgHeight, imgWidth, objects: label, polygon) or "
+                f"labelme's (imageHeight, imageWidth, shapes: label, points); {type(error).__name__}: {error}."
+            ) from error
+        self.size_limit.require_pixels(size, str(path))
+        return size, shapes
+
+
+def _parsed(content: Any) -> tuple[tuple[int, int], list[Shape]]:
+    if "shapes" in content:
+        size = int(content["imageHeight"]), int(content["imageWidth"])
+        shapes = [
+            _shape(each["label"], each.get("shape_type", "polygon"), each["points"]) for each in content["shapes"]
+        ]
+    else:
+        size = int(content["imgHeight"]), int(content["imgWidth"])
+        there = [each for each in content["objects"] if not each.get("deleted")]
+        shapes = [_shape(each["label"], "polygon", each["polygon"]) for each in there]
+    if min(size) < 1:
+        raise ValueError(f"a size of {size[0]} x {size[1]}")
+    return size, shapes
+
+
+def _shape(label: Any, kind: Any, points: Any) -> Shape:
+    if not isinstance(label, str):
+        raise TypeError(f"a label {label!r}")
+    places = [(float(x), float(y)) for x, y in points]
+    if not all(math.isfinite(value) for value in _flat(places)):
+        raise ValueError(f"points of {label!r} that aren't finite")
+    return Shape(label, str(kind), places)
+
+
+def _flat(points: Sequence[Point]) -> Iterator[float]:
+    for point in points:
+        yield from point
+
+
+def _single(label: str) -> str:
+    """The label of one of a group: "car" of "cargroup"."""
+    return label.removesuffix(_GROUP) if label != _GROUP else ""
+
+
+def _draw(drawing: ImageDraw.ImageDraw, shape: Shape, fill: int, path: Path) -> None:
+    points = shape.points
+    if shape.kind == "polygon" and len(points) >= 3:
+        drawing.polygon(points, fill=fill)
+    elif shape.kind == "rectangle" and len(points) == 2:
+        (left, right), (top, bottom) = (sorted(values) for values in zip(*points, strict=True))
+        drawing.rectangle((left, top, right, bottom), fill=fill)
+    elif shape.kind == "circle" and len(points) == 2:
+        (x, y), radius = points[0], math.dist(*points)
+        drawing.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+    else:
+        raise DatasetError(
+            f"{path}: found a {shape.kind} of {len(points)} points with the label {shape.label!r}; expected a polygon "
+            "of three or more, a rectangle or a circle of two. Draw it as an area, or take it away."
+        )
