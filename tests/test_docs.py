@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lightning_uda.__main__ import main
-from tests.fixtures.official_layouts import make_bdd100k, make_cityscapes, make_gta5, make_nthu, make_synthia
+from tests.fixtures import official_layouts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -22,6 +22,7 @@ CHECKS = {
     for line in page.read_text().splitlines()
     if line.startswith("lightning-uda data check")
 }
+MAKERS = {name.removeprefix("make_"): make for name, make in vars(official_layouts).items() if name.startswith("make_")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -31,15 +32,17 @@ def test_configs_and_scripts_named_exist(page):
 
 
 def test_every_dataset_page_says_how_to_check_the_data():
-    assert set(CHECKS) == {"bdd100k", "camvid", "cityscapes", "gta5", "nthu", "synthia"}
+    assert set(CHECKS) == {"camvid", *MAKERS}
 
 
 @pytest.mark.parametrize("dataset", sorted(set(CHECKS) - {"camvid"}))
 def test_data_check_of_a_dataset_page_runs(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for make in (make_gta5, make_synthia, make_cityscapes, make_bdd100k, make_nthu):
-        make(tmp_path / "data" / make.__name__.removeprefix("make_"))
+    for name in {"gta5", "synthia", "cityscapes", "bdd100k"} & set(re.findall(r"data/(\w+)", CHECKS[dataset])) | {
+        dataset
+    }:
+        MAKERS[name](tmp_path / "data" / name)
     with pytest.raises(SystemExit) as end:
         main(shlex.split(CHECKS[dataset])[1:])
     out = capsys.readouterr().out
