@@ -1,5 +1,6 @@
 """The documentation's commands run, and the files it names exist."""
 
+import csv
 import importlib.util
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from lightning_uda.__main__ import main
+from lightning_uda.commands.runner import Point, Runner
 from tests.fixtures import official_layouts
 
 ROOT = Path(__file__).parents[1]
@@ -120,10 +122,43 @@ def test_the_own_method_and_term_of_the_page_train(module, loss, tmp_path, monke
     assert "weights: random at the start" in (run / "notes.txt").read_text()
 
 
-def test_the_benchmarks_page_has_the_tables_of_the_committed_figures():
-    spec = importlib.util.spec_from_file_location("make_benchmarks", ROOT / "docs/make_benchmarks.py")
+def script_of(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_results_page_is_that_of_its_files_and_its_experiments_are_there(tmp_path, monkeypatch):
+    script = script_of("make_results")
+    assert script.page() == (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    rows = list(csv.DictReader((ROOT / "docs/figures/published.csv").open(newline="")))
+    experiments = {ROOT / "configs/experiment" / row["pair"] / f"{row['config']}.yaml" for row in rows if row["config"]}
+    assert [path for path in experiments if not path.is_file()] == []
+
+    figures = "row,seed,miou\ndacs,0,50.0\ndacs,1,53.0\ndsp,0,55.0\n"
+    (tmp_path / "published.csv").write_text((ROOT / "docs/figures/published.csv").read_text())
+    (tmp_path / "gta5_to_cityscapes.csv").write_text(figures)
+    monkeypatch.setattr(script, "FIGURES", tmp_path)
+    assert "| DACS | `dacs` | 52.14 | 51.5 (2) |" in script.page()
+
+
+def test_options_of_the_results_page_are_accepted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = csv.DictReader((ROOT / "docs/figures/published.csv").open(newline=""))
+    ways = {re.sub(r" [\d.]+", "", row["options"]): row for row in rows if row["options"]}
+    points = [
+        Point(
+            row["row"], row["row"], {}, ["fit", "--config", f"{row['pair']}/{row['config']}", *row["options"].split()]
+        )
+        for row in ways.values()
+    ]
+    Runner("results", points, Path("nowhere")).check(points)
+    assert len(points) >= 9
+
+
+def test_the_benchmarks_page_has_the_tables_of_the_committed_figures():
+    script = script_of("make_benchmarks")
     page = script.PAGE.read_text(encoding="utf-8")
     assert page.count("| DACS |") >= 4
     assert script.filled(page) == page
