@@ -58,6 +58,7 @@ class PolygonDataset(FolderDataset):
         image_suffix: End of image file names that doesn't belong to the name, such as "_leftImg8bit".
         label_suffix: The same of JSON file names, such as "_gtFine_polygons".
         unpaired: As in `FolderDataset`.
+        image_bits: As in `FolderDataset`.
 
     Raises:
         DatasetError: As `FolderDataset`; if a JSON file is of neither style while its labels are looked for, or there
@@ -76,6 +77,7 @@ class PolygonDataset(FolderDataset):
         image_suffix: str = "",
         label_suffix: str = "",
         unpaired: Literal["refuse", "skip"] = "refuse",
+        image_bits: int = 16,
     ) -> None:
         self._class_of_label = class_map
         super().__init__(
@@ -86,6 +88,7 @@ class PolygonDataset(FolderDataset):
             image_suffix=image_suffix,
             label_suffix=label_suffix,
             unpaired=unpaired,
+            image_bits=image_bits,
         )
 
     def find_class_ids(
