@@ -305,6 +305,14 @@ class StoredDataset(SegmentationDataset):
         """
         require_label_png(head, where)
 
+    def label_size(self, file: StoredFile, head: bytes) -> tuple[int, int]:
+        """Height and width of a label, without decoding it; `head` is its first 32 bytes.
+
+        Raises:
+            DatasetError: If the file is cut off, of another kind or too large.
+        """
+        return self.storage.image_size(file, head, self.size_limit)
+
     def check(self, labels: bool = True) -> list[Problem]:
         """Looks at the headers of all files and at the ends of unpacked ones, in parallel; decodes none.
 
@@ -385,7 +393,7 @@ class StoredDataset(SegmentationDataset):
         try:
             head = self.storage.read(label, _HEAD_BYTES, self.size_limit)
             self.check_label_kind(head, str(label))
-            mismatch = size_mismatch(self.storage.image_size(label, head, self.size_limit), size)
+            mismatch = size_mismatch(self.label_size(label, head), size)
         except DatasetError as error:
             return [*problems, file_problem(str(label), error)]
         if mismatch and not self.sizes_may_differ:
