@@ -249,7 +249,7 @@ def suspicious_masks(dataset: SegmentationDataset, label_space: LabelSpace, raw:
         what = (
             "the label maps hold two values, 0 and 255, and 255 counts as void, so that one class is all there is. If "
             'they are masks of an object, list 255 as a class: `class_map: {0: "background", 255: "object"}` and '
-            "`ignore_ids: []`."
+            "`ignore_ids: []`; if they are drawn of polygons, name the class of the rest: `unlabelled: background`."
         )
         return [Problem("label maps", what)]
     counts = np.bincount(label_space.lookup_table(dataset.class_ids), weights=raw, minlength=256).astype(np.int64)

@@ -45,8 +45,8 @@ class PolygonDataset(FolderDataset):
     Two styles are read: Cityscapes' (`imgHeight`, `imgWidth`, `objects` with `label` and `polygon`; deleted ones are
     left out, and "cargroup" counts as "car") and labelme's (`imageHeight`, `imageWidth`, `shapes` with `label`,
     `points` and `shape_type`: polygon, rectangle or circle). Areas are drawn in the order of the file, later ones over
-    earlier ones, as the Cityscapes tools draw them; what none covers is void. With `data.cache_dir` they are drawn
-    once.
+    earlier ones, as the Cityscapes tools draw them. With `data.cache_dir` and
+    `resize` they are drawn once.
 
     Args:
         root: Folder of the dataset.
@@ -59,6 +59,7 @@ class PolygonDataset(FolderDataset):
         label_suffix: The same of JSON file names, such as "_gtFine_polygons".
         unpaired: As in `FolderDataset`.
         image_bits: As in `FolderDataset`.
+        unlabelled: Class of what no area covers, such as "background"; `None` makes it void.
 
     Raises:
         DatasetError: As `FolderDataset`; if a JSON file is of neither style while its labels are looked for, or there
@@ -78,7 +79,9 @@ class PolygonDataset(FolderDataset):
         label_suffix: str = "",
         unpaired: Literal["refuse", "skip"] = "refuse",
         image_bits: int = 16,
+        unlabelled: str | None = None,
     ) -> None:
+        self.unlabelled = unlabelled
         self._class_of_label = class_map
         super().__init__(
             root,
@@ -94,7 +97,7 @@ class PolygonDataset(FolderDataset):
     def find_class_ids(
         self, class_map: Mapping[int, str | None] | str | None, ignore_ids: Sequence[int]
     ) -> dict[int, str | None]:
-        """Raw ids, the numbers of the labels in the order of the map or, without one, of the alphabet; 255 is void."""
+        """Raw ids, the numbers of the labels in the order of the map or else of the alphabet; 255 is the rest."""
         classes = self._class_of_label
         if classes is None:
             with ThreadPoolExecutor() as pool:
@@ -107,7 +110,7 @@ class PolygonDataset(FolderDataset):
             raise DatasetError(f"{self.root}: found {len(classes)} labels; expected 1 to {IGNORE_INDEX}.")
         self.labels_by_id = tuple(classes)  # counts for the key of caches
         self._id_of = {name: number for number, name in enumerate(classes)}
-        return {**dict(enumerate(classes.values())), IGNORE_INDEX: None}
+        return {**dict(enumerate(classes.values())), IGNORE_INDEX: self.unlabelled}
 
     def read_label(self, path: Path) -> Array:
         """Draws the areas of a file, uint8 (H, W) of raw ids.
