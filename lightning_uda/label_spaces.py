@@ -208,6 +208,21 @@ SYNTHIA_IDS: Mapping[int, str | None] = {
 }  # fmt: skip
 """Raw ids of SYNTHIA-RAND-CITYSCAPES; 22 (lane marking) and all else are void."""
 
+IDD_NAMES: Mapping[str, int] = {
+    **{name: i for i, name in enumerate(CITYSCAPES_CLASSES) if name != "terrain"},
+    "non-drivable fallback": CITYSCAPES_CLASSES.index("terrain"),
+    **dict.fromkeys(
+        (
+            "parking", "drivable fallback", "rail track", "animal", "autorickshaw", "caravan", "trailer",
+            "vehicle fallback", "curb", "guard rail", "billboard", "polegroup", "obs-str-bar-fallback", "bridge",
+            "tunnel", "fallback background", "unlabeled", "ego vehicle", "rectification border", "out of roi",
+            "license plate",
+        ),
+        IGNORE_INDEX,
+    ),
+}  # fmt: skip
+"""Cityscapes' train id of the names in IDD's polygons, as in the dataset's own table (`csTrainId`); 255 is void."""
+
 NTHU_IDS: Mapping[int, str | None] = {i: name for i, name in CITYSCAPES_IDS.items() if name in NTHU13.classes}
 """Raw ids of the NTHU cross-city labels: those of Cityscapes, for 13 classes."""
 

@@ -74,6 +74,8 @@ CHANNELS = Range(1, 65_536)
 """Channels of layers."""
 SIDE = Range(1, 65_536)
 """Heights, widths, radii, strides and dilations, in pixels."""
+BITS = Range(8, 16)
+"""Bits of a number in an image file of 16 bits."""
 BYTE = Range(0, 255)
 """Values of a colour."""
 CLASSES = Range(2, 255)

@@ -2,6 +2,7 @@
 
 from lightning_uda.callbacks.adapt_batch_norm import AdaptBatchNorm
 from lightning_uda.callbacks.alignment_prior import AlignmentPrior
+from lightning_uda.callbacks.anonymized_train_ids import AnonymizedTrainIds
 from lightning_uda.callbacks.channels_last import ChannelsLast
 from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.callbacks.finite_check import FiniteCheck
@@ -23,6 +24,7 @@ from lightning_uda.self_training.rounds import SelfTrainingRounds
 __all__ = [
     "AdaptBatchNorm",
     "AlignmentPrior",
+    "AnonymizedTrainIds",
     "ChannelsLast",
     "CityscapesLabelIds",
     "Colors",

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_uda.cli import UDACLI
-from lightning_uda.data.check import ScanReport, Size, counted, scan
+from lightning_uda.data.check import ScanReport, Size, absent_classes, counted, padded_crops, scan
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.dataset import DatasetError, Problem
 from lightning_uda.errors import cause
@@ -76,6 +76,10 @@ def scan_data(arguments: list[str]) -> int:
         console.print(f"\n[bold]data.{name}[/bold]  [red]can't be read[/red]\n", Text(why), sep="")
     for name, dataset in cli.datamodule.datasets.items():
         found = scan(dataset, label_space)
+        if name in ("val", "test"):
+            found.warnings += absent_classes(name, found, label_space)
+        elif name != "predict":
+            found.warnings += padded_crops(name, found, cli.datamodule.train_transform(name))
         if name in ("source", "target") and len(dataset) < cli.datamodule.batch_size:
             what = f"{len(dataset)} images, fewer than one batch of {cli.datamodule.batch_size}"
             found.problems.append(Problem(f"data.{name}", f"found {what}; add images or lower `batch_size`."))

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
 from lightning_uda.data.decoding import file_problem, size_mismatch, some, unlisted_ids
+from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 
 _LISTED_BEFORE_TRAINING = 10
@@ -128,6 +129,47 @@ def require_usable(
         raise DatasetError("\n".join(["The data can't be used as configured.", *sections]))
 
 
+def absent_classes(name: str, report: ScanReport, label_space: LabelSpace) -> list[Problem]:
+    """Says which classes have no pixel in a set that is scored.
+
+    Args:
+        name: Of the set, such as "val".
+        report: Its scan.
+        label_space: The label space of that scan.
+    """
+    absent = [what for what, images in zip(label_space.classes, report.class_images, strict=True) if not images]
+    if not report.readable_labels or not absent:
+        return []
+    what = (
+        f"no pixel is of {', '.join(absent)}: if predicted, such a class has an IoU of 0, and if not, it counts in no "
+        "mean"
+    )
+    return [Problem(f"data.{name}", what)]
+
+
+def padded_crops(name: str, report: ScanReport, transform: TrainTransform) -> list[Problem]:
+    """Says that images are smaller than the crops that are cut from them.
+
+    Args:
+        name: Of the training set, such as "source".
+        report: Its scan.
+        transform: What crops its images.
+    """
+    crop = transform.crop
+    if crop is None or transform.resize is not None:
+        return []
+    smaller = {size: count for size, count in report.sizes.items() if size[0] < crop[0] or size[1] < crop[1]}
+    if not smaller:
+        return []
+    height, width = min(smaller)
+    what = (
+        f"the crop of {crop[0]} x {crop[1]} (height x width) doesn't fit into {sum(smaller.values())} of "
+        f"{counted(report.readable_images, 'image')}, such as one of {height} x {width}, and is padded. Lower `crop`, "
+        "or set `resize`."
+    )
+    return [Problem(f"data.{name}", what)]
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things in words: "1 image", "2 images"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
@@ -190,29 +232,34 @@ def _summarize(dataset: SegmentationDataset, label_space: LabelSpace, scanned: l
         report.warnings += item.warnings
         if item.raw_counts is not None:
             _count_classes(report, item, table)
-    report.warnings += _suspicious_masks(dataset, label_space, report, scanned)
+    raw = sum((item.raw_counts for item in scanned if item.raw_counts is not None), np.zeros(256, np.int64))
+    report.warnings += suspicious_masks(dataset, label_space, raw)
     return report
 
 
-def _suspicious_masks(
-    dataset: SegmentationDataset, label_space: LabelSpace, report: ScanReport, scanned: list[_Scanned]
-) -> list[Problem]:
-    """Label maps that are read without error, though what they show may be lost as void."""
-    raw = sum((item.raw_counts for item in scanned if item.raw_counts is not None), np.zeros(256, np.int64))
+def suspicious_masks(dataset: SegmentationDataset, label_space: LabelSpace, raw: Counts) -> list[Problem]:
+    """Label maps that are read without error, though what they show may be lost as void.
+
+    Args:
+        dataset: Whose they are.
+        label_space: The classes that are trained.
+        raw: (256,), pixels of each raw id in all label maps.
+    """
     if np.flatnonzero(raw).tolist() == [0, 255] and dataset.class_ids.get(255) is None:
         what = (
             "the label maps hold two values, 0 and 255, and 255 counts as void, so that one class is all there is. If "
             'they are masks of an object, list 255 as a class: `class_map: {0: "background", 255: "object"}` and '
-            "`ignore_ids: []`."
+            "`ignore_ids: []`; if they are drawn of polygons, name the class of the rest: `unlabelled: background`."
         )
         return [Problem("label maps", what)]
-    absent = [name for name, pixels in zip(label_space.classes, report.class_pixels, strict=True) if not pixels]
-    pixels = report.void_pixels + int(report.class_pixels.sum())
-    if not absent or not pixels or report.void_pixels < pixels / 2:
+    counts = np.bincount(label_space.lookup_table(dataset.class_ids), weights=raw, minlength=256).astype(np.int64)
+    absent = [name for name, pixels in zip(label_space.classes, counts, strict=False) if not pixels]
+    pixels, void = int(raw.sum()), int(counts[IGNORE_INDEX])
+    if not absent or not pixels or void < pixels / 2:
         return []
     ids = [int(raw_id) for raw_id in np.argsort(-raw) if raw[raw_id] and _is_void(dataset, label_space, int(raw_id))]
     what = (
-        f"{100 * report.void_pixels / pixels:.0f} % of the pixels are void (ids {some([str(i) for i in ids])}), and no "
+        f"{100 * void / pixels:.0f} % of the pixels are void (ids {some([str(i) for i in ids])}), and no "
         f"pixel is of {some(absent)}. Does the class map take a class for void?"
     )
     return [Problem("label maps", what)]

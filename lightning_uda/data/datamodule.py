@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from lightning_uda.data.cache import CachedDataset, CacheFormat, build_caches
-from lightning_uda.data.check import counted, require_usable
+from lightning_uda.data.check import counted, require_usable, suspicious_masks
 from lightning_uda.data.dataset import DatasetError, SegmentationDataset, SizeLimit
 from lightning_uda.data.sampling import Origin, Sampling, Shuffled
 from lightning_uda.data.sizes import crop_sizes, require_pairable, require_stackable
@@ -205,6 +205,7 @@ class UDADataModule(LightningDataModule):
         left = {name: dataset for name, dataset in chosen.items() if self._checked.get(name) != batch_size.get(name, 1)}
         if self.check and left:
             require_usable(left, batch_size, unlabelled=("target", "predict"))
+            self._warn_before_training(left)
             self._checked |= {name: batch_size.get(name, 1) for name in left}
         return chosen
 
@@ -348,6 +349,17 @@ class UDADataModule(LightningDataModule):
                 f"data.{name}: none of its classes {sorted({c for c in dataset.class_ids.values() if c})} is in "
                 f"the label space {self.label_space.name!r} {list(self.label_space.classes)}."
             )
+
+    def _warn_before_training(self, datasets: Mapping[str, SegmentationDataset]) -> None:
+        """Says what datasets remark of themselves, and which labels may be lost as void, once for each set."""
+        for name, dataset in datasets.items():
+            if name in self._checked:
+                continue
+            found = dataset.remarks()
+            if name in (*_LABELLED, "val", "test") and dataset.raw_counts is not None:
+                found += suspicious_masks(dataset, self.label_space, dataset.raw_counts)
+            for remark in found:
+                _log.warning("data.%s: %s: %s", name, remark.where, remark.what)
 
     def _warn_of_foreign_names(self, name: str, dataset: SegmentationDataset) -> None:
         named = {class_name for class_name in dataset.class_ids.values() if class_name is not None}

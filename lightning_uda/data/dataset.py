@@ -88,6 +88,7 @@ class SegmentationDataset(ABC):
             `resize` in the transform, which brings both to one size, makes the pair usable.
         has_labels: Whether `load_label` works.
         size_limit: How large files may be, for readers of files.
+        raw_counts: (256,), pixels of each raw id in all label maps, for readers whose `check` has decoded them.
     """
 
     class_ids: Mapping[int, str | None]
@@ -95,6 +96,7 @@ class SegmentationDataset(ABC):
     sizes_may_differ: bool = False
     has_labels: bool = True
     size_limit: SizeLimit = SizeLimit()
+    raw_counts: npt.NDArray[np.int64] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

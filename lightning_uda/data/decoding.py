@@ -35,6 +35,7 @@ _MOST_SHRINKING = 1032  # what deflate takes 1 byte for, at best
 _GREY_SCALE = {1: 1, 2: 85, 4: 17}  # Pillow stretches grey of less than 8 bits to 0-255 (of 1 bit: to 0-1)
 _JPEG_SIGNATURE, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 _EQUAL_SIZES = "expected equal sizes. Export the label again at the image's size, or resize it with nearest neighbour."
+_FILE_BITS = 16  # of image files of more than 8
 _HEAD_BYTES, _TAIL_BYTES = 32, 1 << 16
 _EXIF_ORIENTATION = 0x0112
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error)  # what broken files raise
@@ -85,13 +86,13 @@ def require_file(path: Path) -> int:
     return found.st_size
 
 
-def read_image(path: Path, limit: SizeLimit = _DEFAULT) -> Array:
+def read_image(path: Path, limit: SizeLimit = _DEFAULT, bits: int = 16) -> Array:
     """Decodes an image file; see `decode_image`.
 
     Raises:
         DatasetError: If the file can't be read, or for what `decode_image` refuses.
     """
-    return decode_image(read_file(path, limit), str(path), limit)
+    return decode_image(read_file(path, limit), str(path), limit, bits)
 
 
 def read_label(path: Path, limit: SizeLimit = _DEFAULT) -> Array:
@@ -103,19 +104,21 @@ def read_label(path: Path, limit: SizeLimit = _DEFAULT) -> Array:
     return decode_label(read_file(path, limit), str(path), limit)
 
 
-def decode_image(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> Array:
+def decode_image(data: bytes, where: str, limit: SizeLimit = _DEFAULT, bits: int = 16) -> Array:
     """Decodes an image; alpha is dropped, grey repeated, EXIF orientation ignored.
 
     Args:
         data: PNG, JPEG, BMP, WebP or TIFF file.
         where: Path of the file, for messages.
         limit: How large it may be.
+        bits: How many bits of a file of 16 bits hold data, such as 12: the highest number they can hold is white.
 
     Returns:
-        uint8 (H, W, 3), RGB.
+        uint8 (H, W, 3), RGB; numbers of more than 8 bits are scaled to 8.
 
     Raises:
-        DatasetError: If the file is empty, cut off, no image, too large, or a TIFF that asks to be turned.
+        DatasetError: If the file is empty, cut off, no image, too large, a TIFF that asks to be turned, or holds
+            numbers of more than `bits` bits.
     """
     image_size(data, where, limit)
     if is_png(data) and (data[24], data[25]) == (8, 2):
@@ -124,13 +127,41 @@ def decode_image(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> Array:
         except ValueError as error:
             raise UnreadableFileError(f"{where}: damaged PNG ({error}). Copy it again or delete it.") from error
     _refuse_turned_tiff(where, data)
+    image = _decode_color(data, where, cv2.IMREAD_ANYDEPTH if bits < _FILE_BITS else 0)
+    if image.dtype not in (np.uint8, np.uint16):
+        image = _decode_color(data, where, 0)
+    if image.dtype == np.uint16:
+        if image.max() >> bits:
+            raise DatasetError(
+                f"{where}: found numbers up to {image.max()}, expected at most {2**bits - 1} in {bits} bits "
+                "(`image_bits`). Give the number of bits that the camera has."
+            )
+        image = (image >> (bits - 8)).astype(np.uint8)
+    return cast(Array, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+def largest_of_16_bits(path: Path, limit: SizeLimit = _DEFAULT) -> int | None:
+    """The largest number in an image file of 16 bits; `None` if the file is of another kind.
+
+    Raises:
+        DatasetError: If the file can't be read.
+    """
+    data = read_file(path, limit)
+    image_size(data, str(path), limit)
+    image = _decode_color(data, str(path), cv2.IMREAD_ANYDEPTH)
+    return int(image.max()) if image.dtype == np.uint16 else None
+
+
+def _decode_color(data: bytes, where: str, flags: int) -> npt.NDArray[Any]:
+    """An image as OpenCV decodes it, (H, W, 3), BGR."""
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        flags |= cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image: npt.NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
         raise UnreadableFileError(_not_an_image(where, data))
-    return cast(Array, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return image
 
 
 def decode_label(data: bytes, where: str, limit: SizeLimit = _DEFAULT) -> Array:

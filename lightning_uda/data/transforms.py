@@ -43,6 +43,7 @@ class TrainTransform:
             )
         self.resize = resize
         self.interpolation: Interpolation = interpolation
+        self.crop: tuple[int, int] | None = crop
         self.random = None if crop is None and not horizontal_flip else _random(crop, horizontal_flip)
 
     def __call__(self, image: UInt8, label: UInt8 | None, seed: int) -> tuple[UInt8, UInt8 | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,6 +19,7 @@ from lightning_uda.data.decoding import (
     check_image_file,
     file_problem,
     folder_contents,
+    largest_of_16_bits,
     read_image,
     read_label,
     read_name_list,
@@ -28,10 +30,15 @@ from lightning_uda.data.decoding import (
     walk,
 )
 from lightning_uda.label_spaces import UNQUOTED
+from lightning_uda.ranges import BITS, ranged
 
 Array = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+_DEEP_EXTENSIONS = (".png", ".tif", ".tiff")  # of image files that may have 16 bits
+_CAMERA_BITS = (8, 10, 12, 14)
+_SAMPLED = 8  # images looked at for unused bits
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp")
 LOSSY_EXTENSIONS = (".jpg", ".jpeg")
 CLASS_MAP_FILES = ("classes.json", "classes.yaml", "classes.yml")
@@ -57,9 +64,12 @@ class FolderDataset(SegmentationDataset):
         ignore_ids: Raw ids that are void. Ids neither here nor in the map are errors.
         image_suffix: End of image file names that doesn't belong to the name, such as "_leftImg8bit"; files without
             it are skipped.
-        label_suffix: The same of label file names, such as "_gtFine_labelIds".
+        label_suffix: The same of label file names, such as "_gtFine_labelIds". Without `labels`, files with it aren't
+            taken for images.
         unpaired: What to do with images without label, and, where no `split` lists the images, with labels without
             image: "refuse" has `check` name them as problems; "skip" leaves them out, and `remarks` names them.
+        image_bits: How many bits of image files of 16 bits hold data. A camera of 12 bits stores numbers up to 4,095,
+            which are nearly black of 16 bits; with 12 they are white. `remarks` says when the numbers look like that.
 
     Raises:
         DatasetError: If a folder, the list file, an image, all labels or the class map is missing or doesn't fit, or
@@ -69,6 +79,7 @@ class FolderDataset(SegmentationDataset):
     strict_ids = True
     label_extensions: Sequence[str] = LABEL_EXTENSIONS
 
+    @ranged(image_bits=BITS)
     def __init__(
         self,
         root: str,
@@ -80,8 +91,10 @@ class FolderDataset(SegmentationDataset):
         image_suffix: str = "",
         label_suffix: str = "",
         unpaired: Literal["refuse", "skip"] = "refuse",
+        image_bits: int = 16,
     ) -> None:
         self.root = Path(root).expanduser()
+        self.image_bits = image_bits
         self.has_labels = labels is not None
         label_folder = None if labels is None else self.root / labels
         alike = any(extension in IMAGE_EXTENSIONS for extension in self.label_extensions)
@@ -89,7 +102,7 @@ class FolderDataset(SegmentationDataset):
         self._names = (
             sorted(image_files) if split is None else read_name_list(self.root, split, image_files, min(image_files))
         )
-        self._label_folder, self._label_suffix = label_folder, label_suffix
+        self._image_folder, self._label_folder, self._label_suffix = self.root / images, label_folder, label_suffix
         self._labels: list[Path | None] = []
         self._unpaired = unpaired
         self._skipped: list[str] = []
@@ -145,7 +158,7 @@ class FolderDataset(SegmentationDataset):
 
     def load_image(self, index: int) -> Array:
         """Image `index` as uint8 (H, W, 3), RGB."""
-        return read_image(self.image_path(index), self.size_limit)
+        return read_image(self.image_path(index), self.size_limit, self.image_bits)
 
     def load_label(self, index: int) -> Array:
         """Label map of image `index` as uint8 (H, W) of raw ids."""
@@ -178,17 +191,52 @@ class FolderDataset(SegmentationDataset):
             what = f"{self._extra}. Add the images, take these files away, or set `unpaired: skip`."
             missing.append(Problem(str(self._label_folder), what))
         with ThreadPoolExecutor() as pool:
-            results = pool.map(lambda index: self._check_pair(index, labels), range(len(self)))
-            return [*missing, *(problem for found in results for problem in found)]
+            results = list(pool.map(lambda index: self._check_pair(index, labels), range(len(self))))
+        if labels and self.has_labels:
+            self.raw_counts = sum((counts for _, counts in results), np.zeros(256, np.int64))
+        return [*missing, *(problem for found, _ in results for problem in found)]
 
     def remarks(self) -> list[Problem]:
-        """Names the images without label and the labels without image that are skipped."""
-        if self._unpaired == "refuse":
-            return []
+        """Names what is skipped, images that look like labels, and data of fewer bits than the files have."""
         of = len(self._skipped) + len(self)
         images = f"skipped {len(self._skipped)} of {of} images, which have no label: {some(self._skipped)}"
-        found = [images] * bool(self._skipped) + [f"skipped: {self._extra}"] * bool(self._extra_labels)
-        return [Problem(str(self._label_folder), what) for what in found]
+        skipped_labels = bool(self._extra_labels) and self._unpaired == "skip"
+        found = [images] * bool(self._skipped) + [f"skipped: {self._extra}"] * skipped_labels
+        remarks = [Problem(str(self._label_folder), what) for what in found]
+        of_images = [self._labels_among_images(), self._bits_unused()]
+        return [*remarks, *(Problem(str(self._image_folder), what) for what in of_images if what)]
+
+    def _labels_among_images(self) -> str:
+        """Says that half of the images have the names of the others and an ending, as labels beside images do."""
+        names = set(self._names)
+        endings = Counter(name[end:] for name in self._names for end in range(1, len(name)) if name[:end] in names)
+        ending, count = max(endings.items(), key=lambda item: item[1], default=("", 0))
+        if self.has_labels or 2 * count < len(self) or ending.isdigit():
+            return ""
+        return (
+            f"{count} of {len(self)} images have the name of another and {ending!r}: labels beside their images? Leave "
+            f"them out with `label_suffix: {ending}`."
+        )
+
+    def _bits_unused(self) -> str:
+        """Says that numbers in files of 16 bits are those of a camera of fewer, as far as a few files tell."""
+        if self.image_bits < 16:
+            return ""
+        sample = self._images[:: -(-len(self) // _SAMPLED)]
+        try:
+            found = [largest for path in sample if (largest := self._largest(path)) is not None]
+        except DatasetError:
+            return ""  # `check` names it
+        bits = next((bits for bits in _CAMERA_BITS if found and max(found) < 2**bits), None)
+        if bits is None:
+            return ""
+        return (
+            f"the numbers in {len(found)} image files of 16 bits reach {max(found)} of 65535, so that the images are "
+            f"nearly black. If the data has {bits} bits, set `image_bits: {bits}`."
+        )
+
+    def _largest(self, path: Path) -> int | None:
+        return largest_of_16_bits(path, self.size_limit) if path.suffix.lower() in _DEEP_EXTENSIONS else None
 
     @property
     def _extra(self) -> str:
@@ -214,24 +262,24 @@ class FolderDataset(SegmentationDataset):
             "labelled images in a `split` file, or set `unpaired: skip`."
         )
 
-    def _check_pair(self, index: int, labels: bool) -> list[Problem]:
-        problems = []
+    def _check_pair(self, index: int, labels: bool) -> tuple[list[Problem], Counts]:
+        """Problems of an image and its label map, and the pixels of each raw id in that, (256,)."""
+        problems, counts = [], np.zeros(256, np.int64)
         size = None
         try:
             size = check_image_file(self.image_path(index), self.size_limit)
         except DatasetError as error:
             problems.append(file_problem(self.image_path(index), error))
         path = self._labels[index] if labels and self.has_labels else None
-        return problems if path is None else [*problems, *self._check_label(path, size)]
-
-    def _check_label(self, path: Path, image_size: tuple[int, int] | None) -> list[Problem]:
+        if path is None:
+            return problems, counts
         try:
             label = self.read_label(path)
         except DatasetError as error:
-            return [file_problem(path, error)]
+            return [*problems, file_problem(path, error)], counts
         counts = np.bincount(label.ravel(), minlength=256)
-        found = [size_mismatch(label.shape, image_size), unlisted_ids(counts, self.class_ids)]
-        return [Problem(str(path), what) for what in found if what]
+        found = [size_mismatch(label.shape, size), unlisted_ids(counts, self.class_ids)]
+        return [*problems, *(Problem(str(path), what) for what in found if what)], counts
 
 
 class ImageFolder(FolderDataset):
@@ -240,13 +288,15 @@ class ImageFolder(FolderDataset):
     Args:
         root: Folder of the images.
         split: Text file, absolute or relative to `root`, with one image name per line; `None` takes all images.
+        label_suffix: End of the names of label files that lie among the images, such as "_label"; they are skipped.
+        image_bits: How many bits of image files of 16 bits hold data, see `FolderDataset`.
 
     Raises:
         DatasetError: If the folder or the list file is missing or empty.
     """
 
-    def __init__(self, root: str, split: str | None = None) -> None:
-        super().__init__(root, images="", labels=None, split=split)
+    def __init__(self, root: str, split: str | None = None, label_suffix: str = "", image_bits: int = 16) -> None:
+        super().__init__(root, images="", labels=None, split=split, label_suffix=label_suffix, image_bits=image_bits)
 
 
 # Listing
@@ -262,7 +312,8 @@ def _list_images(
             f"{folder}: `images` and `labels` are the same folder, and no `label_suffix` tells which files are labels. "
             "Set it to the end of their names, such as `label_suffix: _label` for img_01_label.png beside img_01.jpg."
         )
-    files = _list_files(folder, IMAGE_EXTENSIONS, suffix, label_folder, label_suffix if beside and alike else "")
+    among = label_folder is None or (beside and alike)
+    files = _list_files(folder, IMAGE_EXTENSIONS, suffix, label_folder, label_suffix if among else "")
     if not files:
         wanted = f" with names that end in {suffix!r}" if suffix else ""
         raise DatasetError(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from lightning_uda.data.dataset import DatasetError
-from lightning_uda.datasets.storage import Part, StoredDataset, with_void
-from lightning_uda.label_spaces import TRAIN_IDS
+from lightning_uda.datasets.polygons import decode_shapes, draw_shapes, is_json
+from lightning_uda.datasets.storage import Part, StoredDataset, StoredFile, with_void
+from lightning_uda.label_spaces import IDD_NAMES, TRAIN_IDS
 
 _SPLITS = ("train", "val", "test")
 
@@ -14,8 +18,9 @@ class IDD(StoredDataset):
 
     Images are `leftImg8bit/<split>/<drive>/*_leftImg8bit.png` (part I) or `.jpg` (part II), mostly 1920 x 1080. Labels
     are `gtFine/<split>/<drive>/*_gtFine_labelcsTrainIds.png`, which the data set's own tools make of its polygons
-    (`--id-type csTrainId`): Cityscapes' train ids, 254 and 255 = void. An image's name is "<drive>/<frame>", as frames
-    of several drives have the same names.
+    (`--id-type csTrainId`): Cityscapes' train ids, 254 and 255 = void. Where there is none, the polygons as
+    distributed, `*_gtFine_polygons.json`, are drawn. An image's name is "<drive>/<frame>", as frames of several drives
+    have the same names.
 
     Args:
         root: Folder that holds `leftImg8bit` and `gtFine`.
@@ -50,10 +55,29 @@ class IDD(StoredDataset):
         labels = Part(
             "labels",
             "gtFine",
-            r"(?P<name>[^/]+/[^/]+)_gtFine_labelcsTrainIds\.png",
-            f"{split}/0/frame0029_gtFine_labelcsTrainIds.png",
+            r"(?P<name>[^/]+/[^/]+)_gtFine_(?:labelcsTrainIds\.png|polygons\.json)",  # the first by name is taken: PNG
+            f"{split}/0/frame0029_gtFine_polygons.json",
             "the same archives, unpacked",
             folders=f"{split}/",
-            note="Labels are made of the polygons by the data set's tools, with --id-type csTrainId.",
+            note="Label maps that the data set's tools make of the polygons (--id-type csTrainId) are read too.",
         )
         super().__init__(root, images, labels if labelled else None)
+
+    def decode_label(self, data: bytes, where: str) -> npt.NDArray[np.uint8]:
+        """Train ids, uint8 (H, W), of a PNG or of polygons, of which those without an area are left out."""
+        if not is_json(data):
+            return super().decode_label(data, where)
+        size, shapes = decode_shapes(data, where, self.size_limit)
+        areas = [shape for shape in shapes if len(shape.points) > 2]
+        return draw_shapes(size, areas, IDD_NAMES, where, "IDD's table of labels")
+
+    def check_label_kind(self, head: bytes, where: str) -> None:
+        """Checks that a label is a single-channel PNG or a file of polygons."""
+        if not is_json(head):
+            super().check_label_kind(head, where)
+
+    def label_size(self, file: StoredFile, head: bytes) -> tuple[int, int]:
+        """Height and width of a label from its header, or those that its polygons are drawn for."""
+        if not is_json(head):
+            return super().label_size(file, head)
+        return decode_shapes(self.storage.read(file, limit=self.size_limit), str(file), self.size_limit)[0]

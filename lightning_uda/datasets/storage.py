@@ -242,7 +242,9 @@ class StoredDataset(SegmentationDataset):
             self._names = read_name_list(self.root, split, image_files, self._names[0], _bare_name(images))
         self._images = [image_files[name] for name in self._names]
         self._label_part = labels
-        self._labels = [] if labels is None else self._find_labels(labels)
+        label_files = {} if labels is None else self._find(labels)
+        self._labels = [] if labels is None else self._match_labels(labels, label_files)
+        self._extra_labels = sorted(set(label_files) - set(image_files)) if split is None else []
         self._full_size = full_size if split is None else None
 
     def __len__(self) -> int:
@@ -303,6 +305,14 @@ class StoredDataset(SegmentationDataset):
         """
         require_label_png(head, where)
 
+    def label_size(self, file: StoredFile, head: bytes) -> tuple[int, int]:
+        """Height and width of a label, without decoding it; `head` is its first 32 bytes.
+
+        Raises:
+            DatasetError: If the file is cut off, of another kind or too large.
+        """
+        return self.storage.image_size(file, head, self.size_limit)
+
     def check(self, labels: bool = True) -> list[Problem]:
         """Looks at the headers of all files and at the ends of unpacked ones, in parallel; decodes none.
 
@@ -320,11 +330,15 @@ class StoredDataset(SegmentationDataset):
             return [*missing, *(problem for found in results for problem in found)]
 
     def remarks(self) -> list[Problem]:
-        """Says so if the set isn't complete and no list asked for a part of it."""
-        if self._full_size is None or len(self) == self._full_size:
-            return []
-        what = f"found {len(self)} images; the whole set has {self._full_size}. Is a part or an archive missing?"
-        return [Problem(str(self.root), what)]
+        """Says so if the set isn't complete and no list asked for a part of it, or if labels have no image."""
+        found = []
+        if self._full_size is not None and len(self) != self._full_size:
+            found.append(
+                f"found {len(self)} images; the whole set has {self._full_size}. Is a part or an archive missing?"
+            )
+        if self._extra_labels:
+            found.append(f"{len(self._extra_labels)} labels have no image: {some(self._extra_labels)}")
+        return [Problem(str(self.root), what) for what in found]
 
     def _require_labelled(self, index: int) -> None:
         if not self.has_labels:
@@ -344,9 +358,8 @@ class StoredDataset(SegmentationDataset):
             f"`root`.{hint}"
         )
 
-    def _find_labels(self, part: Part) -> list[StoredFile | None]:
+    def _match_labels(self, part: Part, files: Mapping[str, StoredFile]) -> list[StoredFile | None]:
         """The label of each image, `None` where it is missing; raises if there is none for any of them."""
-        files = self._find(part)
         labels = [files.get(name) for name in self._names]
         if not any(labels):
             raise DatasetError(
@@ -380,7 +393,7 @@ class StoredDataset(SegmentationDataset):
         try:
             head = self.storage.read(label, _HEAD_BYTES, self.size_limit)
             self.check_label_kind(head, str(label))
-            mismatch = size_mismatch(self.storage.image_size(label, head, self.size_limit), size)
+            mismatch = size_mismatch(self.label_size(label, head), size)
         except DatasetError as error:
             return [*problems, file_problem(str(label), error)]
         if mismatch and not self.sizes_may_differ:

@@ -37,6 +37,8 @@ class ScaledCrop(TrainTransform):
         ValueError: If the scales aren't positive and ascending, or the step doesn't lead from one to the other.
     """
 
+    crop: tuple[int, int]
+
     @ranged(crop=SIDE, scale=SCALE, scale_step=SCALE, horizontal_flip=SHARE, resize=SIDE, fill=BYTE)
     def __init__(
         self,

@@ -1,4 +1,5 @@
 import zipfile
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -7,8 +8,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from lightning_uda.callbacks import AnonymizedTrainIds
 from lightning_uda.callbacks.prediction_writer import CityscapesLabelIds, Colors, PredictionWriter, TrainIds
+from lightning_uda.datasets import ACDC
 from lightning_uda.label_spaces import CAMVID, CITYSCAPES, CITYSCAPES16
+from tests.fixtures.official_layouts import make_acdc
 
 
 class Module(pl.LightningModule):
@@ -127,6 +131,27 @@ def test_all_outputs_of_one_run(tmp_path):
         "color": "bonn_0.png", "id": "bonn_0.png", "label_ids": "bonn_0_pred_labelIds.png",
     }  # fmt: skip
     assert not list(tmp_path.glob("*.zip"))
+
+
+def test_what_the_servers_of_acdc_and_dark_zurich_want(tmp_path):
+    make_acdc(tmp_path / "acdc")
+    data = ACDC(str(tmp_path / "acdc"), "test", labelled=False, conditions=["night"])
+    images = [Path(data.image_file(i)).name for i in range(len(data))]
+    frames_of = [
+        {"pred": torch.full((1, 2, 3), 18, dtype=torch.uint8), "name": [data.name(i)]} for i in range(len(data))
+    ]
+    predict(tmp_path / "out", frames_of, outputs=[AnonymizedTrainIds(zip=True)])
+    with zipfile.ZipFile(tmp_path / "out/labelTrainIds.zip") as archive:
+        assert archive.namelist() == sorted(images)
+        with archive.open(images[0]) as file:
+            assert np.unique(np.asarray(Image.open(file))).tolist() == [18]
+    module = Module()
+    module.label_space = CITYSCAPES16
+    with pytest.raises(
+        ValueError, match=r"found the 16 classes of label space 'cityscapes16'; expected Cityscapes' 19"
+    ):
+        predict(tmp_path / "new", module=module, outputs=[AnonymizedTrainIds()])
+    assert module.predicted == 0
 
 
 def test_predictions_of_another_size_are_refused(tmp_path):

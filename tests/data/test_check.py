@@ -1,4 +1,5 @@
 import io
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -7,13 +8,19 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from lightning_uda.commands.data_check import check_data
 from lightning_uda.commands.data_scan import print_report
-from lightning_uda.data.check import require_usable, scan
+from lightning_uda.data.check import absent_classes, padded_crops, require_usable, scan
+from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
+from lightning_uda.data.transforms import TrainTransform
+from lightning_uda.datasets import GTA5, Cityscapes
 from lightning_uda.datasets.camvid import CamVid
 from lightning_uda.datasets.folder import FolderDataset
 from lightning_uda.label_spaces import CAMVID, LabelSpace
+from lightning_uda.self_training.scaled_crop import ScaledCrop
 from tests.fixtures.make_folder_dataset import CLASS_MAP, make_bad, make_good, make_unlabelled
+from tests.fixtures.official_layouts import make_cityscapes, make_gta5
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "camvid"
 SPACE = LabelSpace("small", ("sky", "road", "car"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
@@ -160,3 +167,97 @@ def test_real_camvid_has_the_published_class_shares():
     np.testing.assert_allclose(100 * report.class_shares, published, atol=0.051)
     assert report.sizes == Counter({(360, 480): 101})
     assert report.problems == report.warnings == []
+
+
+# What is told beside
+
+
+def write_set(root, label, sizes=((4, 6),), images=("a",)):
+    for name, size in zip(images, sizes, strict=True):
+        for folder, pixels in (("images", np.zeros((*size, 3), np.uint8)), ("labels", np.full(size, label, np.uint8))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / folder / f"{name}.png")
+    return FolderDataset(str(root), class_map={0: "sky", 1: "road", 2: "car", 7: None})
+
+
+def test_crops_that_do_not_fit_are_told_of(tmp_path):
+    report = scan(write_set(tmp_path, 1, [(4, 6), (8, 9), (8, 5)], ["a", "b", "c"]), SPACE, progress=False)
+    [warning] = padded_crops("source", report, TrainTransform(crop=(8, 6)))
+    assert warning.where == "data.source"
+    assert warning.what.startswith(
+        "the crop of 8 x 6 (height x width) doesn't fit into 2 of 3 images, such as one of 4 x 6"
+    )
+    assert padded_crops("source", report, ScaledCrop(crop=(8, 6))) == [warning]
+    assert padded_crops("source", report, TrainTransform(crop=(4, 5))) == []
+    assert padded_crops("source", report, TrainTransform(resize=(8, 8), crop=(8, 8))) == []
+
+
+def test_classes_without_a_pixel_in_a_scored_set_are_told_of(tmp_path):
+    report = scan(write_set(tmp_path, 1), SPACE, progress=False)
+    [warning] = absent_classes("val", report, SPACE)
+    assert (warning.where, warning.what[:26]) == ("data.val", "no pixel is of sky, car: i")
+    assert absent_classes("val", scan(make_unlabelled_set(tmp_path / "u"), SPACE, progress=False), SPACE) == []
+
+
+def make_unlabelled_set(root):
+    make_unlabelled(root)
+    return FolderDataset(str(root), labels=None)
+
+
+def test_data_check_prints_both(tmp_path, capsys):
+    space = tmp_path / "space.yaml"
+    space.write_text("classes: [sky, road, car]")
+    for name in ("source", "target", "val"):
+        write_set(tmp_path / name, 1, [(4, 6), (4, 6)], ["a", "b"])
+    ids = {0: "sky", 1: "road", 2: "car"}
+    config = {"label_space": str(space)}
+    config |= {
+        name: {"class_path": "FolderDataset", "init_args": {"root": str(tmp_path / name), "class_map": ids}}
+        for name in ("source", "target", "val")
+    }
+    config["source_transform"] = {"crop": [8, 8]}
+    (tmp_path / "data.yaml").write_text(json.dumps({"class_path": "UDADataModule", "init_args": config}))
+    configs = Path(__file__).parents[2] / "configs"
+    arguments = ["--data", str(tmp_path / "data.yaml"), "--model", str(configs / "method/source_only.yaml")]
+    assert check_data([*arguments, "--model.network", str(configs / "network/deeplab_v2_resnet18.yaml")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("doesn't fit into 2 of 2 images") == 1
+    assert printed.count("no pixel is of sky, car") == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.array([0, 255, 255, 255]), "data.source: label maps: the label maps hold two values, 0 and 255"),
+        (
+            np.array([0, 7, 7, 7]),
+            "data.source: label maps: 75 % of the pixels are void (ids 7), and no pixel is of road",
+        ),
+        (np.array([0, 1, 2, 7]), None),
+    ],
+)
+def test_masks_that_are_lost_as_void_are_warned_of_before_training(tmp_path, caplog, label, message):
+    space = tmp_path / "space.yaml"
+    space.write_text("classes: [sky, road, car]")
+    dataset = write_set(tmp_path / "source", label.reshape(2, 2), [(2, 2)])
+    data = UDADataModule(str(space), source=dataset, batch_size=1)
+    for _ in range(2):
+        data.check_datasets("fit", ["source"])
+    assert caplog.messages == [] if message is None else [caplog.messages[0].startswith(message)] == [True]
+    assert len(caplog.messages) == (message is not None)
+
+
+def test_what_a_set_remarks_of_itself_is_said_before_training(tmp_path, caplog):
+    make_cityscapes(tmp_path)
+    data = UDADataModule("cityscapes", source=Cityscapes(str(tmp_path)), batch_size=1)
+    data.check_datasets("fit", ["source"])
+    assert f"data.source: {tmp_path}: found 3 images; the whole set has 2975." in caplog.text
+
+
+def test_labels_without_image_of_a_public_set_are_told_of(tmp_path):
+    make_gta5(tmp_path)
+    (tmp_path / "images/00002.png").unlink()
+    found = [remark.what for remark in GTA5(str(tmp_path)).remarks()]
+    assert found[1:] == ["1 labels have no image: 00002"]
+    (tmp_path / "list.txt").write_text("00001")
+    assert GTA5(str(tmp_path), "list.txt").remarks() == []

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from lightning_uda.data.check import scan
 from lightning_uda.datasets import ACDC, IDD, DarkZurich, DatasetError, MapillaryVistas
-from lightning_uda.label_spaces import CITYSCAPES
-from tests.fixtures.official_layouts import make_acdc, make_dark_zurich, make_idd, make_mapillary, pack
+from lightning_uda.label_spaces import CITYSCAPES, IDD_NAMES
+from tests.fixtures.official_layouts import idd_polygons, make_acdc, make_dark_zurich, make_idd, make_mapillary, pack
 
 CONDITIONS = ("fog", "night", "rain", "snow")
 
@@ -59,6 +60,40 @@ def test_names_of_idd_tell_its_drives_apart(tmp_path):
     np.testing.assert_array_equal(CITYSCAPES.lookup_table(IDD.class_ids), [*range(19), *[255] * 237])
     with pytest.raises(DatasetError, match="split: found 'training'; expected one of train, val, test"):
         IDD(str(tmp_path), "training")
+
+
+def test_polygons_of_idd_are_painted_where_there_is_no_label_map(tmp_path):
+    made = make_idd(tmp_path)["train"]
+    text, label = idd_polygons()
+    for drive in ("0", "17"):
+        (tmp_path / f"gtFine/train/{drive}/frame0029_gtFine_polygons.json").write_text(text)
+    (tmp_path / "gtFine/train/17/frame0029_gtFine_labelcsTrainIds.png").unlink()
+    require_same(IDD(str(tmp_path)), made | {"17/frame0029": label})
+    pack(tmp_path, tmp_path / "zipped", {"idd.zip": ["leftImg8bit/**/*", "gtFine/**/*"]})
+    require_same(IDD(str(tmp_path / "zipped")), made | {"17/frame0029": label})
+
+
+def test_faults_of_idd_polygons_are_named(tmp_path):
+    make_idd(tmp_path)
+    gt = tmp_path / "gtFine/train/17"
+    (gt / "frame0029_gtFine_labelcsTrainIds.png").unlink()
+    polygons = gt / "frame0029_gtFine_polygons.json"
+    polygons.write_text(idd_polygons(height=20)[0])
+    [problem] = IDD(str(tmp_path)).check()
+    assert (problem.where, problem.what[:40]) == (str(polygons), "label is 20 x 32 (height x width), its i")
+    polygons.write_text(idd_polygons()[0].replace("autorickshaw", "autorikshaw"))
+    [problem] = scan(IDD(str(tmp_path)), CITYSCAPES, progress=False).problems
+    assert problem.what.startswith(
+        "found the label 'autorikshaw', which IDD's table of labels doesn't hold. Did you mean auto"
+    )
+
+
+def test_names_of_idd_polygons_stand_for_the_ids_of_its_own_table():
+    """Spot checks against `csTrainId` of AutoNUE's helpers/anue_labels.py, which has 40 names."""
+    expected = {"road": 0, "non-drivable fallback": 9, "rider": 12, "train": 16, "bicycle": 18, "polegroup": 255}
+    assert expected == {name: IDD_NAMES[name] for name in expected}
+    assert len(IDD_NAMES) == 40
+    assert set(IDD_NAMES.values()) == {*range(19), 255}
 
 
 @pytest.mark.parametrize("version", ["1.2", "2.0"])

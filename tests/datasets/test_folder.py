@@ -1,5 +1,6 @@
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -376,6 +377,78 @@ def test_masks_whose_object_is_lost_as_void_are_warned_of(tmp_path, ids, class_m
     assert report.problems == []
     assert len(report.warnings) == (warning is not None)
     assert all(warning in found.what for found in report.warnings)
+
+
+# Fewer bits than the file has
+
+
+DEEP = np.arange(24, dtype=np.uint16).reshape(2, 4, 3) * 178  # up to 4,094
+
+
+def save_deep(root, ending, pixels=DEEP):
+    (root / "images").mkdir(exist_ok=True)
+    assert cv2.imwrite(str(root / f"images/a{ending}"), pixels[:, :, ::-1])
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_data_of_12_bits_in_files_of_16_is_scaled_on_request_and_told_of_otherwise(tmp_path, ending):
+    save_deep(tmp_path, ending)
+    Image.new("RGB", (3, 2), (200, 100, 20)).save(tmp_path / "images/b.png")
+    plain = FolderDataset(str(tmp_path), labels=None)
+    np.testing.assert_allclose(plain.load_image(0), DEEP // 256, atol=1)
+    [remark] = plain.remarks()
+    assert remark.where == str(tmp_path / "images")
+    assert remark.what.startswith("the numbers in 1 image files of 16 bits reach 4094 of 65535")
+    assert remark.what.endswith("If the data has 12 bits, set `image_bits: 12`.")
+    scaled = FolderDataset(str(tmp_path), labels=None, image_bits=12)
+    np.testing.assert_array_equal(scaled.load_image(0), DEEP // 16)
+    np.testing.assert_array_equal(scaled.load_image(1)[0, 0], (200, 100, 20))
+    assert scaled.remarks() == []
+    assert scaled.fingerprint() != plain.fingerprint()
+
+
+def test_grey_data_of_10_bits_is_scaled_too(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert cv2.imwrite(str(tmp_path / "a/x.png"), np.array([[0, 512, 1023]], np.uint16))
+    assert "set `image_bits: 10`" in ImageFolder(str(tmp_path)).remarks()[0].what
+    np.testing.assert_array_equal(ImageFolder(str(tmp_path), image_bits=10).load_image(0)[0, :, 1], [0, 128, 255])
+
+
+def test_files_that_use_their_16_bits_are_sound_and_have_no_12(tmp_path):
+    save_deep(tmp_path, ".png", DEEP * 16)
+    assert FolderDataset(str(tmp_path), labels=None).remarks() == []
+    with pytest.raises(DatasetError, match=r"a\.png: found numbers up to 65504, expected at most 4095 in 12 bits"):
+        FolderDataset(str(tmp_path), labels=None, image_bits=12).load_image(0)
+
+
+# Labels among images
+
+
+def test_labels_beside_the_images_of_an_unlabelled_set_are_told_of_and_left_out(tmp_path):
+    for name in ("a", "b", "sub/c"):
+        for ending in ("", "_label"):
+            path = tmp_path / f"{name}{ending}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("L", (3, 2)).save(path)
+    for dataset in (ImageFolder(str(tmp_path)), FolderDataset(str(tmp_path), images=".", labels=None)):
+        [remark] = dataset.remarks()
+        assert remark.what.startswith(
+            "3 of 6 images have the name of another and '_label': labels beside their images?"
+        )
+    ending = {"label_suffix": "_label"}
+    for dataset in (
+        ImageFolder(str(tmp_path), **ending),
+        FolderDataset(str(tmp_path), images=".", labels=None, **ending),
+    ):
+        assert [dataset.name(i) for i in range(len(dataset))] == ["a", "b", "sub/c"]
+        assert dataset.remarks() == []
+
+
+@pytest.mark.parametrize("names", [["1", "10", "2", "20"], ["a", "a_left", "b", "c", "d"], ["x_1", "x_2"]])
+def test_names_that_begin_alike_are_no_labels(tmp_path, names):
+    for name in names:
+        Image.new("L", (3, 2)).save(tmp_path / f"{name}.png")
+    assert ImageFolder(str(tmp_path)).remarks() == []
 
 
 def test_two_images_of_one_name(tmp_path):

@@ -7,9 +7,10 @@ from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from PIL import Image
 
+from lightning_uda.data.check import scan
 from lightning_uda.data.dataset import SizeLimit
 from lightning_uda.datasets import DatasetError, PolygonDataset
-from lightning_uda.label_spaces import CITYSCAPES_IDS
+from lightning_uda.label_spaces import CITYSCAPES_IDS, LabelSpace
 
 SIZE = (40, 60)
 
@@ -89,6 +90,15 @@ def test_another_map_is_another_content_for_caches(tmp_path):
     maps = ({"car": "car", "sky": "sky"}, {"sky": "sky", "car": "car"})
     first, second = (PolygonDataset(str(tmp_path), class_map=each).fingerprint() for each in maps)
     assert first != second
+
+
+def test_what_no_area_covers_is_void_or_a_class(tmp_path):
+    write(tmp_path, "a", labelme(("crack", "rectangle", [[0, 0], [29, 39]])))
+    space = LabelSpace("two", ("background", "crack"), ((1, 2, 3), (4, 5, 6)))
+    [warning] = scan(PolygonDataset(str(tmp_path)), space, progress=False).warnings
+    assert warning.what.endswith("name the class of the rest: `unlabelled: background`.")
+    report = scan(PolygonDataset(str(tmp_path), unlabelled="background"), space, progress=False)
+    assert (report.warnings, report.void_pixels, report.class_pixels.tolist()) == ([], 0, [30 * 40, 30 * 40])
 
 
 TRIANGLE = [[0, 0], [9, 0], [0, 9]]
