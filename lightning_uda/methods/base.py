@@ -88,6 +88,9 @@ class UDAModule(LightningModule):
     last_losses: Mapping[str, Tensor] = {}
     """The losses of a training step by name, for callbacks at its end; their sum was minimised."""
 
+    gives_confidence: bool = False
+    """Whether predictions come with the probability of the predicted class; `PredictionWriter` sets it where needed."""
+
     student: SegmentationNetwork
 
     _started_at_random = False  # this run, or an earlier one that it goes on from, as a checkpoint says
@@ -437,12 +440,18 @@ class UDAModule(LightningModule):
         self._log_miou("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Labels at the size of the image files.
+        """Labels at the size of the image files, and how sure the network is of them, if `gives_confidence` is set.
 
         Returns:
-            "pred": uint8 (N, H, W), and "name": the images' names.
+            "pred": uint8 (N, H, W), "name": the images' names, and "confidence": the probability of the predicted
+            class, float32 (N, H, W) in [0, 1].
         """
-        return {"pred": self.predict_labels(batch["image"], batch["size"][0]).byte(), "name": batch["name"]}
+        scores = self.inference(self.evaluated_network(), to_float(batch["image"]), batch["size"][0])
+        found = {"pred": scores.argmax(dim=1).byte(), "name": batch["name"]}
+        if not self.gives_confidence:
+            return found
+        probs = scores if self.inference.gives_probabilities else scores.softmax(dim=1)
+        return {**found, "confidence": probs.amax(dim=1)}
 
     def predict_labels(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Arg-max labels, int64 (N, *size), of images uint8 (N, 3, H, W)."""

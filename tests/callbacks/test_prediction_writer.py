@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lightning_uda.callbacks.prediction_writer import CityscapesLabelIds, Colors, PredictionWriter, TrainIds
+from lightning_uda.callbacks import CityscapesLabelIds, Colors, Prediction, PredictionWriter, TrainIds
 from lightning_uda.label_spaces import CAMVID, CITYSCAPES, CITYSCAPES16
 
 
@@ -115,7 +115,7 @@ def test_what_the_test_server_wants(tmp_path):
 def test_label_ids_are_those_of_the_published_tables(golden, space, key):
     expected = golden("cbst_label_luts").numpy(f"train{key}_to_cityscapes_id")
     train_ids = np.arange(space.num_classes, dtype=np.uint8)[None]
-    written = CityscapesLabelIds(size=None).encode(train_ids, space)
+    written = CityscapesLabelIds(size=None).encode(Prediction(train_ids), space)
     assert written.dtype == np.uint8
     np.testing.assert_array_equal(written[0], expected)
 
