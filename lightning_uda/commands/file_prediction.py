@@ -17,6 +17,8 @@ from lightning_uda.callbacks import (
     TrainIds,
 )
 from lightning_uda.cli import run_trainer
+from lightning_uda.data.check import counted
+from lightning_uda.data.dataset import DatasetError, SegmentationDataset
 from lightning_uda.files import LABEL_SPACE_FILE
 from lightning_uda.loading import FilesCLI, find_checkpoint, load_weights
 
@@ -68,7 +70,16 @@ def predict(
         given += ["--data.label_space", str(classes)]
     given += ["--data.predict", "MediaFiles", "--data.predict.paths", json.dumps([str(path) for path in images])]
     cli = run_trainer(["validate", *given, *options], FilesCLI)
+    _require_readable(cli.datamodule.predict)
+    cli.datamodule.check = False  # that was it
     step = load_weights(cli.model, str(checkpoint))
     _log.info("the checkpoint is of step %d: %s", step, checkpoint)
     cli.trainer.callbacks.append(PredictionWriter(output, formats, videos=not frames))  # type: ignore[attr-defined]
     cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
+
+
+def _require_readable(files: SegmentationDataset) -> None:
+    if problems := files.check():
+        others = len(problems) - 1
+        more = f" {counted(others, 'further file')} can't be read either." if others else ""
+        raise DatasetError(f"{problems[0].where}: {problems[0].what}{more}")

@@ -81,6 +81,7 @@ class MediaFiles(SegmentationDataset):
             )
         self._files = files
         self._file_names = _names_of(files, _common_folder(given))
+        self._seen: dict[Path, _Video] = {}
         self._reader: _Reader | None = None
 
     @cached_property
@@ -88,7 +89,9 @@ class MediaFiles(SegmentationDataset):
         """Frames and rate of the videos, by the numbers of their files."""
         numbers = [number for number, file in enumerate(self._files) if _is_video(file)]
         with ThreadPoolExecutor() as pool:
-            return dict(zip(numbers, pool.map(lambda number: _look_through(self._files[number]), numbers), strict=True))
+            return dict(
+                zip(numbers, pool.map(lambda number: self._look_through(self._files[number]), numbers), strict=True)
+            )
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -148,12 +151,18 @@ class MediaFiles(SegmentationDataset):
     def _check(self, path: Path) -> Problem | None:
         try:
             if _is_video(path):
-                _look_through(path)
+                self._look_through(path)
             else:
                 check_image_file(path, self.size_limit)
         except DatasetError as error:
             return file_problem(path, error)
         return None
+
+    def _look_through(self, path: Path) -> _Video:
+        """Goes through a video once, as the number of frames that its header gives may be wrong."""
+        if path not in self._seen:
+            self._seen[path] = _looked_through(path)
+        return self._seen[path]
 
     def _place(self, index: int) -> tuple[int, int]:
         """Number of the file of image `index`, and of the frame in it."""
@@ -246,8 +255,7 @@ def _opened(path: Path) -> cv2.VideoCapture:
     return capture
 
 
-def _look_through(path: Path) -> _Video:
-    """Goes through a video, as the number of frames that its header gives may be wrong."""
+def _looked_through(path: Path) -> _Video:
     capture, count = _opened(path), 0
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     while capture.grab():
