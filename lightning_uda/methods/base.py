@@ -23,7 +23,7 @@ from lightning_uda.files import NOTES_FILE, STOPPED_EARLY
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, in_scope, iou_per_class, mean_column, mean_iou
-from lightning_uda.networks.base import SegmentationNetwork, parameter_group
+from lightning_uda.networks.base import SegmentationNetwork, compiled_in_place, parameter_group
 from lightning_uda.networks.checkpoints import start_from
 from lightning_uda.networks.weights import require_finite
 from lightning_uda.optim import Poly, Schedule, describe_updates
@@ -136,6 +136,10 @@ class UDAModule(LightningModule):
         )
         for name, term in terms.items():
             self.add_term(name, term)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Takes what `torch.compile` wraps as the network itself, compiled in place, whose weights keep their names."""
+        super().__setattr__(name, compiled_in_place(value) if isinstance(value, nn.Module) else value)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
