@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
-class UDAModule(LightningModule):
+class UDAModule(LightningModule, ABC):
     """Base of all methods: a method says its streams and its `algorithm`.
 
     Each training step runs the algorithm, then the terms over what the student has seen, and minimises the sum of all
@@ -191,9 +192,9 @@ class UDAModule(LightningModule):
         self.terms[name] = term
         self.streams = tuple(dict.fromkeys((*self.streams, *term.streams)))
 
+    @abstractmethod
     def algorithm(self, step: Step) -> None:
         """What the student sees and is taught in a step: the algorithm of the method's paper."""
-        raise NotImplementedError(f"{type(self).__name__}.algorithm isn't written: it says what a step teaches.")
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
         """The algorithm, then the terms; their losses are logged, and their sum is given back."""
