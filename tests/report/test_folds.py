@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lightning_uda.__main__ import main
 from lightning_uda.label_spaces import CITYSCAPES, NTHU13
-from lightning_uda.metrics import iou_per_class, keep_confusion, merge_predictions
+from lightning_uda.metrics import MIOU_NOTE, iou_per_class, keep_confusion, merge_predictions
 from lightning_uda.report import ReportError
 from lightning_uda.report.folds import folds_table, load_folds, report_folds, write_folds
 from tests.fixtures.official_layouts import make_cityscapes, make_nthu
@@ -102,12 +102,13 @@ def test_cities_have_a_column_each(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_command_prints_writes_and_keeps_older_files(tmp_path, monkeypatch):
+def test_the_command_prints_writes_and_keeps_older_files(tmp_path, monkeypatch, capsys):
     console = Console(file=io.StringIO(), width=80)
     monkeypatch.setattr(rich, "_console", console)
     runs = [str(folder) for folder in ten_runs(tmp_path)]
     output = tmp_path / "scores" / "folds.csv"
     main(["folds", *runs, "--output", str(output)])
+    assert MIOU_NOTE in " ".join(capsys.readouterr().out.split())
     main(["folds", *runs[:8], "--output", str(output)])
     assert sorted(path.name for path in output.parent.iterdir()) == ["folds.1.csv", "folds.csv"]
     assert ("Rome", "9") in rows_of(output.with_name("folds.1.csv"))
