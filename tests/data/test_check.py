@@ -128,7 +128,7 @@ def test_report_of_a_good_set_shows_sizes_shares_and_no_problems(tmp_path):
     assert (rows["sky"][3], rows["sky"][-1]) == ("18.18", "2")  # 48 of 264
     assert (rows["road"][3], rows["road"][-1]) == ("81.82", "3")
     assert (rows["car"][3], rows["car"][-1]) == ("0.00", "0")
-    assert rows["road"][4] == "█" * 24
+    assert rows["road"][4] == "█" * 20
     assert any("void" in line and line.split()[-1] == "8.33" for line in lines)
     assert lines[-1] == "no problems found"
 
