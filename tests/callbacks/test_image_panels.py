@@ -136,7 +136,7 @@ def test_first_steps_are_drawn_beside_the_interval(tmp_path):
     trainer_of(tmp_path, callback).fit(Module(), train_loader(), val_loader())
     drawn = {path.parent.name for path in panels_of(tmp_path).glob("*/train_0_source.png")}
     assert drawn == {"step_000001", "step_000003"}
-    with pytest.raises(ValueError, match="at_steps: found 0"):
+    with pytest.raises(ValueError, match=r"at_steps: found \[0\]"):
         ImagePanels(at_steps=[0])
 
 

@@ -1,6 +1,7 @@
 """`lightning-uda predict --images`, of a run as it comes from training."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import torch.nn.functional as F
 import yaml
 
 from lightning_uda.__main__ import main
+from lightning_uda.commands.predict_files import KINDS, _parser
 from lightning_uda.label_spaces import CAMVID
 from tests.fixtures.media import picture, read, read_video, save, save_video
 from tests.fixtures.stages import run_stages
 from tests.fixtures.tiny import TinyDataset, tiny_network
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,21 @@ def test_a_run_brings_its_own_classes_and_colours_and_needs_no_data(run, tmp_pat
     assert "the checkpoint is of step 1" in capsys.readouterr().err
     ids = read(tmp_path / "out/id/a.png").astype(int)
     np.testing.assert_array_equal(read(tmp_path / "out/color/a.png"), np.stack([ids, 2 * ids, ids * 0 + 200], -1))
+
+
+def test_the_commands_of_the_page_parse(capsys):
+    commands = re.findall(r"^lightning-uda (predict .*)$", (ROOT / "docs/predict.md").read_text(), re.M)
+    assert len(commands) == 4
+    for command in commands[:3]:
+        words = shlex.split(command)[1:]
+        chosen, options = _parser().parse_known_args(words)
+        assert options == []
+        assert set(chosen.write) <= set(KINDS)
+    with pytest.raises(SystemExit) as end:
+        main([*shlex.split(commands[3].replace(" --ckpt_path last", "")), "--print_config"])
+    assert end.value.code == 0, capsys.readouterr().err
+    written = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"][-1]["init_args"]["outputs"]
+    assert [one["class_path"].rpartition(".")[2] for one in written] == ["Overlay", "Confidence"]
 
 
 @pytest.mark.slow
