@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -65,9 +66,19 @@ class MethodCLI(LoadCLI):
             data[name] = None
 
 
+class TrainedCLI(MethodCLI):
+    """As `MethodCLI`, for weights of a checkpoint: the network fetches none and reads none from files."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leaves out the weights that training began with too."""
+        super().before_instantiate_classes()
+        _leave_out_weights(self.config["validate"]["model"]["init_args"]["network"])
+
+
 class FilesCLI(LoadCLI):
     """Makes what predicts files on one device: of the datasets `predict` alone, of the trainer its precision.
 
+    The network gets no weights but those of a checkpoint.
     AdaBN goes with it, and the target images that it needs.
     """
 
@@ -79,6 +90,7 @@ class FilesCLI(LoadCLI):
         callbacks = given if isinstance(given, list) else [given]
         kept["callbacks"] = [one for one in callbacks if _last(one["class_path"]) == AdaptBatchNorm.__name__]
         super().before_instantiate_classes()
+        _leave_out_weights(run["model"]["init_args"]["network"])
         for name, value in kept.items():
             trainer[name] = value
         adapts = bool(kept["callbacks"]) or _last(run["model"]["class_path"]) == AdaBN.__name__
@@ -174,6 +186,18 @@ def find_checkpoint(given: Path, config: Path | None = None) -> tuple[Path, Path
             f"{given}: found no {found} for it; expected the config of its run. Give it as --config."
         )
     return file, found
+
+
+def _leave_out_weights(part: Any) -> None:
+    """Takes from the config of a network what fetches or reads weights, where a class of this package does."""
+    init_args = part.get("init_args") if isinstance(part, Namespace) else None
+    if init_args is None or not str(part["class_path"]).startswith("lightning_uda."):
+        return
+    for name, nothing in (("pretrained", False), ("weights", None)):
+        if name in init_args:
+            init_args[name] = nothing
+    for value in vars(init_args).values():
+        _leave_out_weights(value)
 
 
 def _last(class_path: str) -> str:

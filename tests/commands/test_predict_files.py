@@ -13,8 +13,10 @@ import torch.nn.functional as F
 import yaml
 
 from lightning_uda.__main__ import main
+from lightning_uda.cli import run_trainer
 from lightning_uda.commands.predict_files import KINDS, _parser
 from lightning_uda.label_spaces import CAMVID
+from lightning_uda.loading import FilesCLI, TrainedCLI
 from tests.fixtures.media import picture, read, read_video, save, save_video
 from tests.fixtures.stages import run_stages
 from tests.fixtures.tiny import TinyDataset, tiny_network
@@ -130,6 +132,17 @@ def test_the_commands_of_the_page_parse(capsys):
     assert end.value.code == 0, capsys.readouterr().err
     written = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"][-1]["init_args"]["outputs"]
     assert [one["class_path"].rpartition(".")[2] for one in written] == ["Overlay", "Confidence"]
+
+
+@pytest.mark.parametrize("kind", [FilesCLI, TrainedCLI])
+def test_weights_that_training_began_with_are_neither_fetched_nor_needed(kind, run, tmp_path):
+    content = yaml.safe_load((run / "version_0/config.yaml").read_text())
+    backbone = {"class_path": "TimmPyramid", "init_args": {"name": "test_resnet", "pretrained": True}}
+    network = {"backbone": backbone, "head": "LinearHead", "weights": "gone.pth"}
+    content["model"]["init_args"]["network"] = {"class_path": "EncoderDecoder", "init_args": network}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    cli = run_trainer(["validate", "--config", str(tmp_path / "config.yaml")], kind)
+    assert cli.model.student.random_weights
 
 
 @pytest.mark.slow
