@@ -50,7 +50,7 @@ MINE = r"or one of yours by its import path\)"
         ),
         (
             "--data.source SegmentationDataset",
-            rf"data\.source: found 'SegmentationDataset'; expected a .*{MINE} or null\.",
+            rf"data\.source: found 'SegmentationDataset'; expected a .*{MINE} or null\..*",
         ),
         ("--data.source StoredDataset", rf"data\.source: found 'StoredDataset'; expected a .*{MINE} or null\. .*"),
         ("--model.network resnet18", rf"model\.network: found 'resnet18'; expected a .* \({NETWORKS}.*"),
