@@ -49,6 +49,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "predict --images": Command(
+        "predict_files:predict_files",
+        "PATH [PATH ...] --ckpt_path RUN --output DIR",
+        "Write what a run predicts for images, videos and folders, by its own config.",
+    ),
     "configs": Command(
         "configs:show_configs",
         "[TEXT] | copy NAME [FILE]",
@@ -74,7 +79,10 @@ COMMANDS = {
     "sweep": Command("sweep:sweep_runs", "FILE", "Train the runs of a W&B sweep file one after another, without W&B."),
     "grid": Command("grid:run_grid", "FILE", "Train the runs of a table, rows x seeds, and tabulate them."),
 }
-"""Commands beside `fit`, `validate`, `test` and `predict`, by the words that call them."""
+"""Commands beside `fit`, `validate`, `test` and `predict`, by the words that call them.
+
+Of "predict --images" the option may stand anywhere.
+"""
 
 _QUIET = (
     "The '.*_dataloader' does not have many workers",
@@ -135,6 +143,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     first = arguments[0] if arguments else ""
     words = next((words for words in COMMANDS if arguments[: len(words.split())] == words.split()), None)
+    if first == "predict" and any(word.partition("=")[0] == "--images" for word in arguments):
+        words, arguments = "predict --images", ["predict", "--images", *arguments[1:]]
     if words is not None:
         with _uncollected():
             function = COMMANDS[words].function()

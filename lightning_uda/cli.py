@@ -77,6 +77,9 @@ def load_value(text: str) -> Any:
     return _load_yaml(text)
 
 
+_OF_FILES = "predict --images PATH [PATH ...] --ckpt_path RUN --output DIR [options]"
+"""The command that predicts files by the folder of a run; see `commands.predict_files`."""
+
 set_loader("yaml", load_value, exceptions=(yaml.YAMLError,))
 allow_includes()
 
@@ -351,6 +354,7 @@ def _parsed_and_run(arguments: list[str], kind: type[UDACLI]) -> UDACLI:
         parser_kwargs={
             "prog": "lightning-uda",
             **{name: {"usage": f"lightning-uda {name} --config FILE [options]"} for name in UDACLI.subcommands()},
+            "predict": {"usage": f"lightning-uda predict --config FILE [options]\n       lightning-uda {_OF_FILES}"},
         },
         subclass_mode_model=True,
         subclass_mode_data=True,

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_uda.callbacks import AdaptBatchNorm, StepProgressBar
 from lightning_uda.checkpoints import CHECKPOINTS, SUFFIX, CheckpointError, newest_checkpoint
 from lightning_uda.cli import UDACLI, run_trainer
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.methods import UDAModule
+from lightning_uda.methods import AdaBN, UDAModule
 from lightning_uda.resuming import CheckpointFiles, is_address, trained_versions
 
 _CONFIG = "config.yaml"
+_NO_WEIGHTS = "Give one as `checkpoint`, or say weights=False for the network as it began."
 _DATASETS = ("source", "target", "labelled_target", "val", "test", "predict")
 
 
@@ -63,6 +66,53 @@ class MethodCLI(LoadCLI):
             data[name] = None
 
 
+class TrainedCLI(MethodCLI):
+    """As `MethodCLI`, for weights of a checkpoint: the network fetches none and reads none from files."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leaves out the weights that training began with too."""
+        super().before_instantiate_classes()
+        _leave_out_weights(self.config["validate"]["model"]["init_args"]["network"])
+
+
+class FilesCLI(LoadCLI):
+    """Makes what predicts files on one device: of the datasets `predict` alone, of the trainer its precision.
+
+    The network gets no weights but those of a checkpoint.
+    AdaBN goes with it, and the target images that it needs.
+    """
+
+    def before_instantiate_classes(self) -> None:
+        """Leaves out all else."""
+        run = self.config["validate"]
+        trainer, kept = run["trainer"], {name: run["trainer"][name] for name in ("accelerator", "precision")}
+        given = trainer["callbacks"] or []
+        callbacks = given if isinstance(given, list) else [given]
+        kept["callbacks"] = [one for one in callbacks if _last(one["class_path"]) == AdaptBatchNorm.__name__]
+        super().before_instantiate_classes()
+        _leave_out_weights(run["model"]["init_args"]["network"])
+        for name, value in kept.items():
+            trainer[name] = value
+        adapts = bool(kept["callbacks"]) or _last(run["model"]["class_path"]) == AdaBN.__name__
+        for name in _DATASETS:
+            if name != "predict" and not (adapts and name == "target"):
+                run["data"]["init_args"][name] = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that makes no run folder."""
+        config = self.config_init["validate"]["trainer"]
+        return Trainer(
+            accelerator=config["accelerator"],
+            devices=1,
+            precision=config["precision"],
+            callbacks=[StepProgressBar(), *config["callbacks"]],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+
 class Run(NamedTuple):
     """A run that was loaded.
 
@@ -82,7 +132,7 @@ def load_run(folder: str | Path, checkpoint: str | Path | None, *, weights: bool
     version = _version(Path(folder))
     file = None
     if weights:
-        file = _newest(version) if checkpoint is None else _named(version, Path(checkpoint))
+        file = _newest(version, _NO_WEIGHTS) if checkpoint is None else _named(version, Path(checkpoint))
     elif checkpoint is not None:
         raise ValueError(f"load: found checkpoint={str(checkpoint)!r} beside weights=False. Leave one of them out.")
     cli = _made(version / _CONFIG, LoadCLI if data else MethodCLI)
@@ -110,6 +160,48 @@ def load_weights(method: UDAModule, path: str) -> int:
     method.on_load_checkpoint(content)
     method.load_state_dict(content["state_dict"])
     return int(content["global_step"])
+
+
+def find_checkpoint(given: Path, config: Path | None = None) -> tuple[Path, Path]:
+    """The checkpoint that a path stands for, and its config.
+
+    Args:
+        given: A checkpoint, or the folder of a run or of a version of it, which stand for their newest checkpoint.
+        config: The config, where it isn't in the folder of the run.
+
+    Raises:
+        CheckpointError: If the folder has no whole checkpoint.
+        FileNotFoundError: If there is no such file or folder, or no config.
+    """
+    if not given.exists():
+        raise FileNotFoundError(
+            f"--ckpt_path: found no {given}; expected the folder of a run, such as runs/NAME, or a checkpoint in its "
+            f"`{CHECKPOINTS}` folder."
+        )
+    version = _version(given) if given.is_dir() else given.parent.parent
+    file = _newest(version, "Give a file as --ckpt_path.") if given.is_dir() else given
+    found = version / _CONFIG if config is None else config
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"{given}: found no {found} for it; expected the config of its run. Give it as --config."
+        )
+    return file, found
+
+
+def _leave_out_weights(part: Any) -> None:
+    """Takes from the config of a network what fetches or reads weights, where a class of this package does."""
+    init_args = part.get("init_args") if isinstance(part, Namespace) else None
+    if init_args is None or not str(part["class_path"]).startswith("lightning_uda."):
+        return
+    for name, nothing in (("pretrained", False), ("weights", None)):
+        if name in init_args:
+            init_args[name] = nothing
+    for value in vars(init_args).values():
+        _leave_out_weights(value)
+
+
+def _last(class_path: str) -> str:
+    return class_path.rpartition(".")[2]
 
 
 def _made(config: Path, kind: type[UDACLI]) -> UDACLI:
@@ -146,13 +238,10 @@ def _version(folder: Path) -> Path:
     return found
 
 
-def _newest(version: Path) -> Path:
+def _newest(version: Path, advice: str) -> Path:
     found = newest_checkpoint(version / CHECKPOINTS, to_resume=False)
     if found is None:
-        raise CheckpointError(
-            f"{version}: found no whole checkpoint in its `{CHECKPOINTS}` folder. Give one as `checkpoint`, or say "
-            "weights=False for the network as it began."
-        )
+        raise CheckpointError(f"{version}: found no whole checkpoint in its `{CHECKPOINTS}` folder. {advice}")
     return found.path
 
 

@@ -70,7 +70,8 @@ class OptionParser(LightningArgumentParser):
         command, _ = self._command()
         if len(names) > 1:
             what = f"found no --config. Give a file, or the name of a shipped one, such as {_EXAMPLES}"
-            return f"{command}: {what}; `lightning-uda configs` lists all."
+            files = ", or --images PATH with the run's folder as --ckpt_path" if command == "predict" else ""
+            return f"{command}: {what}{files}; `lightning-uda configs` lists all."
         (name,) = names
         parts = {"model": "a method, such as --model DACS", "data": "datasets, such as --data minicity"}
         return f"{command}: found no --{name}. Give {parts.get(name, f'--{name}')}, or a --config that has it."

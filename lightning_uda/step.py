@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -412,7 +413,7 @@ class Step:
         return loss if weight == 1 else weight * loss
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """A further term of a method's loss, over what the student has seen; it may show the student more.
 
     Any method takes any term by name: `--model.terms.<name> <class>`. It is logged as `train/loss_<name>`.
@@ -450,9 +451,9 @@ class Term(nn.Module):
         """What a reader of a run's report should know of the term, a sentence each; see `UDAModule.notes`."""
         return []
 
+    @abstractmethod
     def forward(self, step: Step) -> Tensor:
         """The term without its weight, a scalar."""
-        raise NotImplementedError(f"{type(self).__name__}.forward isn't written: it gives the term of a step, a scalar")
 
     def view(self, step: Step, name: str) -> View:
         """A view of this step, as it is.

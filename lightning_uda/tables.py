@@ -52,7 +52,7 @@ def console_table(title: str, columns: Sequence[str], rows: Iterable[Row]) -> Ta
     for row in rows:
         if row.section:
             table.add_section()
-        swatch = Text(f"{2 * _block()} ", style="rgb({},{},{})".format(*row.color)) if row.color else Text()
+        swatch = Text(f"{2 * block()} ", style="rgb({},{},{})".format(*row.color)) if row.color else Text()
         table.add_row(swatch + Text(row.label), *row.cells, style=row.style)
     return table
 
@@ -62,9 +62,18 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.1f}"
 
 
-def _block() -> str:
+def block() -> str:
     """What coloured patches are made of: "#" where the console's encoding has no blocks, as cp1252 hasn't."""
     return "#" if rich.get_console().options.ascii_only else "█"
+
+
+def plus_minus() -> str:
+    """What stands before a deviation: "+-" where the console's encoding lacks the sign."""
+    try:
+        "±".encode(rich.get_console().encoding)
+    except UnicodeEncodeError:
+        return "+-"
+    return "±"
 
 
 def percent_bar(value: float) -> RenderableType:

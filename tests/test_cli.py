@@ -212,7 +212,7 @@ def test_predict_says_where_it_wrote(config, capsys):
     main(["predict", "--config", config, "--data.predict", "tests.fixtures.tiny.TinyDataset"])
     printed = capsys.readouterr().out
     folder = "runs/tiny/version_0/predictions"
-    assert f"predictions: {folder}/id, {folder}/color\n" in printed
+    assert f"predictions of 10 images: {folder}/id, {folder}/color\n" in printed
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_uda import methods
 from lightning_uda.cli import run_trainer
 from lightning_uda.label_spaces import CAMVID
 from lightning_uda.networks import SegmentationNetwork
@@ -146,6 +147,25 @@ def small_minicity(content):
     return arguments
 
 
+def small_folders(content):
+    """Options that bring an experiment on folders down to CamVid's fixture and a small network."""
+    arguments = ["--data.label_space", "camvid"]
+    crop = "[32, 32]"
+    if content["model"]["init_args"]["network"]["class_path"] == "HRDA":
+        crop = "[64, 64]"
+        arguments += small_backbone("--model.network.backbone.size", "b0")
+        arguments += ["--model.inference.crop", crop, "--model.inference.stride", "[32, 32]"]
+        for name in ("source_transform", "target_transform", "eval_transform"):
+            arguments += [f"--data.{name}.resize", "[64, 128]"]
+    else:
+        arguments += ["--model.network.backbone", "resnet10t", "--model.network.pretrained", "false"]
+    for name in ("source", "target"):
+        arguments += [f"--data.{name}_transform.crop", crop]
+    if content["data"]["init_args"]["source_sampling"]["class_path"] == "RareClass":
+        arguments += ["--data.source_sampling.min_pixels", "0"]
+    return arguments
+
+
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatch):
     arguments = ["fit", "--config", str(config), *FAST]
@@ -157,11 +177,7 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
         if read(config)["data"]["init_args"]["source_sampling"]["class_path"] == "RareClass":
             arguments += ["--data.source_sampling.min_pixels", "0"]
     if config.parent.name == "folders":
-        arguments += ["--data.label_space", "camvid", "--model.network.backbone", "resnet10t"]
-        arguments += ["--model.network.pretrained", "false", "--data.source_transform.crop", "[32, 32]"]
-        arguments += ["--data.target_transform.crop", "[32, 32]"]
-        if read(config)["data"]["init_args"]["source_sampling"]["class_path"] == "RareClass":
-            arguments += ["--data.source_sampling.min_pixels", "0"]
+        arguments += small_folders(read(config))
     if config.parent.name.split("_to_")[0] in MAKERS:
         arguments += small_benchmark(config, benchmarks)
     if read(config)["model"]["class_path"] == "SelfTraining":
@@ -172,6 +188,13 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
     cli = run_trainer(arguments)
     assert cli.trainer.global_step == 1
     assert cli.model.label_space.num_classes == cli.model.student.num_classes
+
+
+def test_folders_have_a_config_for_every_method():
+    found = {read(path)["model"]["class_path"] for path in (CONFIGS / "experiment/folders").glob("*.yaml")}
+    assert found == set(methods.__all__) - {"UDAModule", "TeacherModule"}
+    names = {path.stem for path in (CONFIGS / "experiment/folders").glob("*.yaml")}
+    assert {"st", "cbst", "cbst_sp"} <= names
 
 
 def axis_combinations():

@@ -42,6 +42,17 @@ MINE = r"or one of yours by its import path\)"
         ("--model lightning_uda.optim.Poly", r"model: found 'lightning_uda.optim.Poly'; expected a UDAModule .*"),
         ("--model lightning_uda.methods.DAX", r"model: found .* \(module .* has no attribute 'DAX'\.\)"),
         ("--model no_such.Thing", r"model: found 'no_such.Thing'; expected .* \(No module named 'no_such'\.\)"),
+        ("--model UDAModule", rf"model: found 'UDAModule'; expected a UDAModule \({METHODS}.*{MINE}\."),
+        ("--model TeacherModule", rf"model: found 'TeacherModule'; expected a UDAModule \({METHODS}.*{MINE}\."),
+        (
+            "--model.terms.a Term",
+            rf"model\.terms\.a: found 'Term'; expected a Term \(ConfidentPaste, .*{MINE} or null\.",
+        ),
+        (
+            "--data.source SegmentationDataset",
+            rf"data\.source: found 'SegmentationDataset'; expected a .*{MINE} or null\..*",
+        ),
+        ("--data.source StoredDataset", rf"data\.source: found 'StoredDataset'; expected a .*{MINE} or null\. .*"),
         ("--model.network resnet18", rf"model\.network: found 'resnet18'; expected a .* \({NETWORKS}.*"),
         ("--model.optimizer AdamWW", r"model\.optimizer: found 'AdamWW'; expected an Optimizer .* mean AdamW\?"),
         ("--data.source MiniCty", r"data\.source: found 'MiniCty'; .* or null\. Did you mean MiniCity\?"),

@@ -5,7 +5,8 @@ from torch import nn
 
 from lightning_uda.networks.base import Classifier, InputNormalization, Outputs, SegmentationNetwork, parameter_group
 from lightning_uda.resize import upsample
-from lightning_uda.step import Labels, SoftLabels, Step, Term
+from lightning_uda.step import Labels, SoftLabels, Step
+from lightning_uda.terms import Supervised
 
 
 def log_probs_of(logits, size):
@@ -155,8 +156,8 @@ def test_looking_teaches_nothing_but_carries_gradients():
 def test_a_term_names_the_views_there_are():
     step = step_of(TwoHeads())
     step.look("weak", torch.rand(1, 3, 8, 12))
-    with pytest.raises(ValueError, match=r"Term: found no view 'mixed'; the method's step has \['weak'\]"):
-        Term().view(step, "mixed")
+    with pytest.raises(ValueError, match=r"Supervised: found no view 'mixed'; the method's step has \['weak'\]"):
+        Supervised().view(step, "mixed")
 
 
 def test_two_losses_of_one_name_are_refused():

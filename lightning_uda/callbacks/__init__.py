@@ -9,13 +9,17 @@ from lightning_uda.callbacks.finite_check import FiniteCheck
 from lightning_uda.callbacks.image_panels import ImagePanels
 from lightning_uda.callbacks.iou_table import IoUTable
 from lightning_uda.callbacks.long_tail import LongTailStatistics
-from lightning_uda.callbacks.prediction_writer import (
+from lightning_uda.callbacks.prediction_formats import (
     CityscapesLabelIds,
     Colors,
+    Confidence,
+    Overlay,
+    Prediction,
     PredictionFormat,
-    PredictionWriter,
+    RawIds,
     TrainIds,
 )
+from lightning_uda.callbacks.prediction_writer import PredictionWriter
 from lightning_uda.callbacks.progress_bar import StepProgressBar
 from lightning_uda.callbacks.run_record import RunRecord
 from lightning_uda.callbacks.stop_signals import StopSignals, StopWithCheckpoint
@@ -28,13 +32,17 @@ __all__ = [
     "ChannelsLast",
     "CityscapesLabelIds",
     "Colors",
+    "Confidence",
     "EMATeacher",
     "FiniteCheck",
     "ImagePanels",
     "IoUTable",
     "LongTailStatistics",
+    "Overlay",
+    "Prediction",
     "PredictionFormat",
     "PredictionWriter",
+    "RawIds",
     "RunRecord",
     "SelfTrainingRounds",
     "StepProgressBar",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_uda.callbacks.prediction_writer import TrainIds
+from lightning_uda.callbacks.prediction_formats import TrainIds
 from lightning_uda.label_spaces import CITYSCAPES_CLASSES, LabelSpace
 
 _IMAGE_SUFFIX = "_rgb_anon"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -54,18 +54,25 @@ class ImagePanels(Callback):
     Args:
         num_images: How many samples of each kind are drawn.
         every_n_steps: Optimiser steps between training pictures; `None` draws them at each validation.
+        at_steps: Further steps after which training pictures are drawn, such as the first ones, in which mistakes show.
         max_width: Wider pictures are reduced to this many pixels.
         num_extremes: How many of the worst and of the best images are drawn, at most half of the set each.
     """
 
-    @ranged(num_images=COUNT, every_n_steps=COUNT, max_width=SIDE, num_extremes=COUNT_OR_NONE)
+    @ranged(num_images=COUNT, every_n_steps=COUNT, max_width=SIDE, num_extremes=COUNT_OR_NONE, at_steps=COUNT)
     def __init__(
-        self, num_images: int = 4, every_n_steps: int | None = None, max_width: int = 640, num_extremes: int = 2
+        self,
+        num_images: int = 4,
+        every_n_steps: int | None = None,
+        max_width: int = 640,
+        num_extremes: int = 2,
+        at_steps: Sequence[int] = (),
     ) -> None:
         self.num_images = num_images
         self.every_n_steps = every_n_steps
         self.max_width = max_width
         self.num_extremes = num_extremes
+        self.at_steps = frozenset(at_steps)
         self._folder: Path | None = None
         self._train_batch: Any = None
         self._last_drawn_step = 0
@@ -79,7 +86,8 @@ class ImagePanels(Callback):
         """Remembers the batch, and draws it if its step is due."""
         self._train_batch = batch
         step = trainer.global_step
-        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._last_drawn_step:
+        due = step in self.at_steps or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+        if due and step != self._last_drawn_step:
             self._draw_train(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import rich
 from jsonargparse import Namespace
-from rich.bar import Bar
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
@@ -20,10 +19,10 @@ from lightning_uda.data.dataset import DatasetError, Problem
 from lightning_uda.errors import cause
 from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.methods import UDAModule
+from lightning_uda.tables import block, percent_bar
 
 _SETS = ("source", "target", "labelled_target", "val", "test", "predict")
 _LISTED_SIZES = 8
-_BAR_WIDTH = 24
 
 
 class DataCheckCLI(UDACLI):
@@ -129,8 +128,8 @@ def _class_table(report: ScanReport, label_space: LabelSpace) -> Table:
     largest = max(float(shares.max()), 1e-12)
     for i, name in enumerate(label_space.classes):
         red, green, blue = label_space.palette[i]
-        swatch = Text("■", style=f"rgb({red},{green},{blue})")
-        bar = Bar(largest, 0, float(shares[i]), width=_BAR_WIDTH)
+        swatch = Text(block(), style=f"rgb({red},{green},{blue})")
+        bar = percent_bar(100 * float(shares[i]) / largest)
         style = None if report.class_images[i] else "dim"
         table.add_row(
             str(i), swatch, Text(name), f"{100 * shares[i]:.2f}", bar, str(report.class_images[i]), style=style

@@ -12,7 +12,7 @@ import rich
 from lightning_uda.commands.grid_file import Grid, Row
 from lightning_uda.commands.runner import Runner, load_run, read_stamp
 from lightning_uda.files import write_beside_older
-from lightning_uda.metrics import iou_column, mean_column
+from lightning_uda.metrics import MIOU_NOTE, iou_column, mean_column
 from lightning_uda.metrics.columns import is_mean
 from lightning_uda.report import build_report
 from lightning_uda.report.folds import report_folds
@@ -61,7 +61,7 @@ def tabulate(grid: Grid, runner: Runner, figures: Mapping[str, Mapping[str, floa
     titles = {name: row.title for name, row in grid.rows.items()}
     rows = {name: _seeds_of(row, figures) for name, row in grid.rows.items()}
     known = list(dict.fromkeys(metric for found in figures.values() for metric in found))
-    scores = {}
+    scores, means = {}, False
     for title, names in grid.tables.items():
         control = grid.control if grid.control in names else names[0]
         scores[title] = score_rows({name: rows[name] for name in names}, known, control)
@@ -71,6 +71,9 @@ def tabulate(grid: Grid, runner: Runner, figures: Mapping[str, Mapping[str, floa
             key=lambda score: of_console.index(score.metric),
         )
         console.print(scores_table(title, visible, titles))
+        means |= any(is_mean(score.metric.removeprefix(BEST)) for score in visible)
+    if means:
+        console.print(MIOU_NOTE, style="dim", highlight=False)
     files = {folder / "table.csv": scores_text(scores)}
     if steps := order_steps(rows, grid.orders, (grid.metrics or [mean_column()])[0]):
         console.print(orders_table(steps, titles))

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from lightning_uda.cli import run_trainer
 from lightning_uda.files import gigabytes, replace_file
 from lightning_uda.inference import WholeImage
-from lightning_uda.loading import MethodCLI, load_weights
+from lightning_uda.loading import TrainedCLI, load_weights
 from lightning_uda.methods import AdaBN, UDAModule
 from lightning_uda.networks import SegmentationNetwork
 from lightning_uda.resize import Size, upsample
@@ -97,7 +97,7 @@ def export(
     """
     if file_format == "onnx":
         require_onnx()
-    cli = run_trainer(["validate", *options], kind=MethodCLI)
+    cli = run_trainer(["validate", *options], kind=TrainedCLI)
     path = cli.config["validate"]["ckpt_path"]
     if path is None:
         raise ValueError("--ckpt_path: found none, expected a checkpoint, from the `checkpoints` folder of a run.")

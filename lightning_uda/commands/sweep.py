@@ -127,7 +127,9 @@ def tabulate(sweep: Sweep, runner: Runner, folder: Path) -> None:
 
     Tables and pages that are there already are kept as `<stem>.<n><suffix>`.
     """
-    from lightning_uda.report import build_report  # brings torch and matplotlib, which help does without
+    from lightning_uda.metrics import MIOU_NOTE  # brings torch, and the report matplotlib, which help does without
+    from lightning_uda.metrics.columns import is_mean
+    from lightning_uda.report import build_report
     from lightning_uda.report.notes import print_notes
 
     folders = {point.name: runner.folder(point) for point in sweep.points}
@@ -135,6 +137,8 @@ def tabulate(sweep: Sweep, runner: Runner, folder: Path) -> None:
     rows = {name: _scores(run, sweep.metric) for name, run in runs.items()}
     console = rich.get_console()
     console.print(_table(sweep, rows))
+    if is_mean(sweep.metric.rpartition("/")[2]):
+        console.print(MIOU_NOTE, style="dim", highlight=False)
     loaded = [run for run in runs.values() if run is not None]
     print_notes(loaded, console)
     columns = [*sweep.points[0].values, f"{sweep.metric}_last", f"{sweep.metric}_best", "best_step", "run"]

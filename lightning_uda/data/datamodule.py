@@ -40,7 +40,8 @@ class UDADataModule(LightningDataModule):
 
     A training batch is `{"source": {"image", "mask"}, "target": {"image"}}`: images uint8 (B, 3, H, W) RGB, masks
     uint8 (B, H, W) of train ids with 255 = void. Labels of the target set are never opened for training. An evaluation
-    batch is `{"image", "mask", "name"}`, a prediction batch `{"image", "name", "size"}`.
+    batch is `{"image", "mask", "name"}`, a prediction batch `{"image", "name", "size", "frame"}`, with "original" if
+    `keep_originals` is set: the images as they are in their files.
 
     Args:
         label_space: "cityscapes" (19 classes), "cityscapes16", "camvid", or the path of a YAML file with `classes`.
@@ -121,6 +122,7 @@ class UDADataModule(LightningDataModule):
         self.seed = seed
         self.check = check
         self.leave_out_unreadable = leave_out_unreadable
+        self.keep_originals = False
         self._left_out: Counter[str] = Counter()
         self._folder: Path | None = None
         self.cache_dir = cache_dir
@@ -275,7 +277,7 @@ class UDADataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every image of `predict` once, in order, with its own size."""
-        images = EvaluationImages(self._require("predict"), self.eval_transform, None)
+        images = EvaluationImages(self._require("predict"), self.eval_transform, None, self.keep_originals)
         return self._evaluation_loader(images, batch_size=1)
 
     def target_dataloader(self, num_images: int, batch_size: int) -> DataLoader[Any]:
@@ -506,34 +508,47 @@ class EvaluationImages(Dataset[dict[str, Any]]):
         dataset: Where images come from.
         transform: Geometry.
         label_reader: Gives label maps; `None` where there are none.
+        keep_originals: Whether images without a label map come as they are in their files too.
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, transform: EvalTransform, label_reader: LabelReader | None
+        self,
+        dataset: SegmentationDataset,
+        transform: EvalTransform,
+        label_reader: LabelReader | None,
+        keep_originals: bool = False,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.label_reader = label_reader
+        self.keep_originals = keep_originals
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Image uint8 (3, H, W), name, and the mask, uint8 (H', W'), or, without one, the file's (height, width)."""
-        image = self.dataset.load_image(index)
-        size = image.shape[:2]
+        """An image with its mask, or with what its prediction needs.
+
+        Returns:
+            "image", uint8 (3, H, W), and "name"; "mask", uint8 (H', W'), or, without one, "size", the file's (height,
+            width), "frame", see `SegmentationDataset.frame`, and, if wanted, "original", uint8 (H, W, 3).
+        """
+        original = self.dataset.load_image(index)
         mask = None if self.label_reader is None else self.label_reader(index)
-        image, mask = self.transform(image, mask)
+        image, mask = self.transform(original, mask)
         found = {"image": np.ascontiguousarray(image.transpose(2, 0, 1)), "name": self.dataset.name(index)}
-        return {**found, "size": size} if mask is None else {**found, "mask": np.ascontiguousarray(mask)}
+        if mask is not None:
+            return {**found, "mask": np.ascontiguousarray(mask)}
+        found |= {"size": original.shape[:2], "frame": self.dataset.frame(index)}
+        return {**found, "original": original} if self.keep_originals else found
 
 
 def collate_evaluation(items: list[dict[str, Any]]) -> dict[str, Tensor | list[Any]]:
-    """Stacks evaluation items; `name`, and `size` where there is one, stay lists."""
+    """Stacks images and masks of evaluation items; all else stays lists."""
     arrays: list[Sample] = [{key: item[key] for key in ("image", "mask") if key in item} for item in items]
     batch: Mapping[str, Tensor] = collate("evaluation", arrays)
-    lists: dict[str, list[Any]] = {key: [item[key] for item in items] for key in ("name", "size") if key in items[0]}
+    lists: dict[str, list[Any]] = {key: [item[key] for item in items] for key in items[0] if key not in batch}
     return {**batch, **lists}
 
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,22 @@ class Problem:
 
     where: str
     what: str
+
+
+class Frame(NamedTuple):
+    """Which frame of a video an image is.
+
+    Attributes:
+        video: Name of the video.
+        number: Of the frame, from 0.
+        frames: How many the video has.
+        fps: Frames in a second.
+    """
+
+    video: str
+    number: int
+    frames: int
+    fps: float
 
 
 class DatasetError(MendableError):
@@ -118,6 +135,10 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def load_label(self, index: int) -> npt.NDArray[np.uint8]:
         """Label map of image `index` as uint8 (H, W) of raw ids."""
+
+    def frame(self, index: int) -> Frame | None:
+        """Which frame of which video image `index` is; `None` for an image of its own."""
+        return None
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Height and width of image `index`; readers that can tell without decoding the image override this."""

@@ -400,7 +400,7 @@ def read_name_list(
         raise DatasetError(
             f"{path}: list file `split` not found; expected a path, absolute or relative to root. {there}"
         )
-    lines = [line.strip() for line in _read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     names = [name_of(line) for line in lines if line and not line.startswith("#")]
     if not names:
         raise DatasetError(f"{path}: the list file names no image; expected one name per line, without extension.")
@@ -456,7 +456,7 @@ def _leads_back(path: Path) -> bool:
     return any(parent.resolve().is_relative_to(target) for parent in path.parents)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """A text file in UTF-8, or in UTF-16 if it begins with the mark of that."""
     data = path.read_bytes()
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"

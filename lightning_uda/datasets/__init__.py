@@ -11,6 +11,7 @@ from lightning_uda.datasets.folder import FolderDataset, ImageFolder
 from lightning_uda.datasets.gta5 import GTA5
 from lightning_uda.datasets.idd import IDD
 from lightning_uda.datasets.mapillary import MapillaryVistas
+from lightning_uda.datasets.media import MediaFiles
 from lightning_uda.datasets.minicity import MiniCity
 from lightning_uda.datasets.nthu import NTHU
 from lightning_uda.datasets.polygons import PolygonDataset
@@ -31,6 +32,7 @@ __all__ = [
     "FolderDataset",
     "ImageFolder",
     "MapillaryVistas",
+    "MediaFiles",
     "MiniCity",
     "PolygonDataset",
     "Problem",

@@ -172,7 +172,7 @@ class FolderDataset(SegmentationDataset):
         self, class_map: Mapping[int, str | None] | str | None, ignore_ids: Sequence[int]
     ) -> dict[int, str | None]:
         """Class name of each raw id, of what the constructor was given."""
-        return _class_ids(self.root, class_map, ignore_ids)
+        return read_class_ids(self.root, class_map, ignore_ids)
 
     def check(self, labels: bool = True) -> list[Problem]:
         """Looks at the headers and ends of all images and decodes all labels, in parallel.
@@ -389,9 +389,14 @@ def _require_labels(names: Sequence[str], folder: Path, labels: Mapping[str, Pat
 # Class maps
 
 
-def _class_ids(
-    root: Path, class_map: Mapping[int, str | None] | str | None, ignore_ids: Sequence[int]
+def read_class_ids(
+    root: Path, class_map: Mapping[int, str | None] | str | None, ignore_ids: Sequence[int] = ()
 ) -> dict[int, str | None]:
+    """Class name of each raw id, `None` for void; arguments as in `FolderDataset`.
+
+    Raises:
+        DatasetError: If the class map isn't there or doesn't fit.
+    """
     if class_map is None:
         found = [name for name in CLASS_MAP_FILES if (root / name).is_file()]
         if not found:

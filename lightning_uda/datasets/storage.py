@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -212,8 +213,6 @@ class StoredDataset(SegmentationDataset):
         full_size: Number of images in the whole set, without `split`; `None` if that isn't known.
 
     Attributes:
-        title: Name of the dataset in messages.
-        home: Where to get it, for messages.
         tree: Folder of the images; tells apart what has the same names in the same archive.
 
     Raises:
@@ -221,8 +220,15 @@ class StoredDataset(SegmentationDataset):
             which and what should be there. If some images have no label, `check` and `load_label` say so.
     """
 
-    title: str
-    home: str
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """Name of the dataset in messages."""
+
+    @property
+    @abstractmethod
+    def home(self) -> str:
+        """Where to get it, for messages."""
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -23,7 +24,7 @@ from lightning_uda.files import NOTES_FILE, STOPPED_EARLY
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, in_scope, iou_per_class, mean_column, mean_iou
-from lightning_uda.networks.base import SegmentationNetwork, parameter_group
+from lightning_uda.networks.base import SegmentationNetwork, compiled_in_place, parameter_group
 from lightning_uda.networks.checkpoints import start_from
 from lightning_uda.networks.weights import require_finite
 from lightning_uda.optim import Poly, Schedule, describe_updates
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
-class UDAModule(LightningModule):
+class UDAModule(LightningModule, ABC):
     """Base of all methods: a method says its streams and its `algorithm`.
 
     Each training step runs the algorithm, then the terms over what the student has seen, and minimises the sum of all
@@ -88,6 +89,9 @@ class UDAModule(LightningModule):
     last_losses: Mapping[str, Tensor] = {}
     """The losses of a training step by name, for callbacks at its end; their sum was minimised."""
 
+    gives_confidence: bool = False
+    """Whether predictions come with the probability of the predicted class; `PredictionWriter` sets it where needed."""
+
     student: SegmentationNetwork
 
     _started_at_random = False  # this run, or an earlier one that it goes on from, as a checkpoint says
@@ -133,6 +137,10 @@ class UDAModule(LightningModule):
         )
         for name, term in terms.items():
             self.add_term(name, term)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Takes what `torch.compile` wraps as the network itself, compiled in place, whose weights keep their names."""
+        super().__setattr__(name, compiled_in_place(value) if isinstance(value, nn.Module) else value)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -184,9 +192,9 @@ class UDAModule(LightningModule):
         self.terms[name] = term
         self.streams = tuple(dict.fromkeys((*self.streams, *term.streams)))
 
+    @abstractmethod
     def algorithm(self, step: Step) -> None:
         """What the student sees and is taught in a step: the algorithm of the method's paper."""
-        raise NotImplementedError(f"{type(self).__name__}.algorithm isn't written: it says what a step teaches.")
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_idx: int) -> Tensor:
         """The algorithm, then the terms; their losses are logged, and their sum is given back."""
@@ -437,12 +445,18 @@ class UDAModule(LightningModule):
         self._log_miou("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Labels at the size of the image files.
+        """Labels at the size of the image files, and how sure the network is of them, if `gives_confidence` is set.
 
         Returns:
-            "pred": uint8 (N, H, W), and "name": the images' names.
+            "pred": uint8 (N, H, W), "name": the images' names, and "confidence": the probability of the predicted
+            class, float32 (N, H, W) in [0, 1].
         """
-        return {"pred": self.predict_labels(batch["image"], batch["size"][0]).byte(), "name": batch["name"]}
+        scores = self.inference(self.evaluated_network(), to_float(batch["image"]), batch["size"][0])
+        found = {"pred": scores.argmax(dim=1).byte(), "name": batch["name"]}
+        if not self.gives_confidence:
+            return found
+        probs = scores if self.inference.gives_probabilities else scores.softmax(dim=1)
+        return {**found, "confidence": probs.amax(dim=1)}
 
     def predict_labels(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Arg-max labels, int64 (N, *size), of images uint8 (N, 3, H, W)."""

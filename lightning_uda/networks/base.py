@@ -256,6 +256,19 @@ class SegmentationNetwork(nn.Module, ABC):
         self.always_eval = True
         return self.eval()
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the network in place, by its parts, as training doesn't go through `forward` alone.
+
+        Its weights keep their names, so that checkpoints and teachers are those of a plain network. Copies of it aren't
+        compiled.
+
+        Args:
+            *args: As in `torch.compile`.
+            **kwargs: As there.
+        """
+        for part in _callable_parts(self):
+            part.compile(*args, **kwargs)
+
     def train(self, mode: bool = True) -> Self:
         """Sets train or eval mode.
 
@@ -268,6 +281,27 @@ class SegmentationNetwork(nn.Module, ABC):
             if fixed and module is not self:
                 module.training = False
         return self
+
+
+def compiled_in_place(module: nn.Module) -> nn.Module:
+    """The network that `torch.compile` wrapped, compiled in place as there; any other module as it is.
+
+    See `SegmentationNetwork.compile`.
+    """
+    inner = module._modules.get("_orig_mod")  # the wrapper's class is known to torch._dynamo, which is slow to import
+    if inner is None:
+        return module
+    for part in _callable_parts(inner):
+        part._compiled_call_impl = module.dynamo_ctx(part._call_impl)  # type: ignore[operator]
+    return inner
+
+
+def _callable_parts(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.children():
+        if isinstance(part, nn.ModuleList | nn.ModuleDict):
+            yield from _callable_parts(part)
+        else:
+            yield part
 
 
 def parameter_group(

@@ -17,6 +17,7 @@ from lightning_uda.datasets.nthu import FOLDS
 from lightning_uda.files import write_beside_older
 from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.metrics import (
+    MIOU_NOTE,
     FoldScores,
     averaged,
     evaluate,
@@ -97,6 +98,7 @@ def report_folds(runs: Sequence[Path], output: Path) -> None:
     sets = load_folds(runs)
     console = rich.get_console()
     console.print(folds_table(sets))
+    console.print(MIOU_NOTE, style="dim", highlight=False)
     for note in (note for one in sets for note in one.notes):
         console.print(note, style="yellow", highlight=False, markup=False)
     print_notes([run for one in sets for run in one.runs], console)

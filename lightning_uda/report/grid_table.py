@@ -13,7 +13,7 @@ from scipy.stats import t
 
 from lightning_uda.metrics import iou_column, score_label
 from lightning_uda.report.runs import Run
-from lightning_uda.tables import Row, console_table, csv_text
+from lightning_uda.tables import Row, console_table, csv_text, plus_minus
 
 BELOW_ONE = "classes_below_1"
 """Metric: number of classes whose IoU stays below 1 %; classes that are absent don't count."""
@@ -167,7 +167,8 @@ def orders_table(steps: Sequence[OrderStep], titles: Mapping[str, str]) -> Table
         "Orders", ["order", "from", "to", f"difference, {metric_label(steps[0].metric)}", "holds"], lines
     )
     table.caption = (
-        "Mean ± standard deviation of the paired differences; a step holds if their 95 % interval is above 0."
+        f"Mean {plus_minus()} standard deviation of the paired differences; a step holds if their 95 % interval is "
+        "above 0."
     )
     return table
 
@@ -252,7 +253,8 @@ def scores_table(title: str, scores: Sequence[Score], titles: Mapping[str, str])
         difference = "" if score.difference is None else _text(score.difference, most, sign="+")
         lines[score.row] += [_text(score.value, most), *([difference] if control else [])]
     table = console_table(title, columns, [Row(titles[row], cells) for row, cells in lines.items()])
-    table.caption = f"Mean ± standard deviation over {most} run{'s' * (most != 1)}, differences seed by seed."
+    runs = f"{most} run{'s' * (most != 1)}"
+    table.caption = f"Mean {plus_minus()} standard deviation over {runs}, differences seed by seed."
     if any(score.metric.startswith(BEST) for score in scores):
         table.caption += " Best: the evaluation is chosen with target labels."
     return table
@@ -296,7 +298,7 @@ def _text(spread: Spread, most: int, sign: str = "") -> str:
     """Such as "31.2 ± 0.8"; the number of runs follows where it isn't the table's."""
     if spread.mean is None:
         return "-"
-    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.1f}"
+    deviation = "" if spread.deviation is None else f" {plus_minus()} {spread.deviation:.1f}"
     return f"{spread.mean:{sign}.1f}{deviation}" + (f" ({spread.count})" if spread.count != most else "")
 
 

@@ -131,6 +131,15 @@ def test_own_interval_of_training_pictures(tmp_path):
     assert drawn == {"step_000003"}
 
 
+def test_first_steps_are_drawn_beside_the_interval(tmp_path):
+    callback = ImagePanels(num_images=1, every_n_steps=3, at_steps=[1, 3])
+    trainer_of(tmp_path, callback).fit(Module(), train_loader(), val_loader())
+    drawn = {path.parent.name for path in panels_of(tmp_path).glob("*/train_0_source.png")}
+    assert drawn == {"step_000001", "step_000003"}
+    with pytest.raises(ValueError, match=r"at_steps: found \[0\]"):
+        ImagePanels(at_steps=[0])
+
+
 def test_only_the_first_images_of_the_evaluation_and_no_sanity_check(tmp_path):
     trainer = trainer_of(tmp_path, ImagePanels(num_images=1), num_sanity_val_steps=1)
     trainer.fit(Module(), train_loader(), val_loader())

@@ -8,10 +8,19 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lightning_uda.callbacks import AnonymizedTrainIds
-from lightning_uda.callbacks.prediction_writer import CityscapesLabelIds, Colors, PredictionWriter, TrainIds
+from lightning_uda.callbacks import (
+    AnonymizedTrainIds,
+    CityscapesLabelIds,
+    Colors,
+    Prediction,
+    PredictionWriter,
+    RawIds,
+    TrainIds,
+)
+from lightning_uda.data.dataset import Frame
 from lightning_uda.datasets import ACDC
 from lightning_uda.label_spaces import CAMVID, CITYSCAPES, CITYSCAPES16
+from tests.fixtures.media import read, read_video
 from tests.fixtures.official_layouts import make_acdc
 
 
@@ -119,7 +128,7 @@ def test_what_the_test_server_wants(tmp_path):
 def test_label_ids_are_those_of_the_published_tables(golden, space, key):
     expected = golden("cbst_label_luts").numpy(f"train{key}_to_cityscapes_id")
     train_ids = np.arange(space.num_classes, dtype=np.uint8)[None]
-    written = CityscapesLabelIds(size=None).encode(train_ids, space)
+    written = CityscapesLabelIds(size=None).encode(Prediction(train_ids), space)
     assert written.dtype == np.uint8
     np.testing.assert_array_equal(written[0], expected)
 
@@ -203,3 +212,64 @@ def test_names_that_differ_by_the_ending_alone_are_refused(tmp_path):
 def test_outputs_need_folders_of_their_own(tmp_path, outputs):
     with pytest.raises(ValueError, match=r"expected at least one, each of its own"):
         PredictionWriter(tmp_path, outputs)
+
+
+def clip(frames=3, size=(32, 48), **more):
+    data = [
+        {
+            "pred": torch.full((1, *size), number, dtype=torch.uint8),
+            "name": [f"a/{number:06d}"],
+            "frame": [Frame("a", number, frames, 10.0)],
+        }
+        for number in range(3)
+    ]
+    return [{**one, **more} for one in data]
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_videos_for_the_eye_and_frames_for_programs(tmp_path, capsys):
+    predict(tmp_path, clip())
+    assert files(tmp_path) == ["color/a.mp4", *(f"id/a/{number:06d}.png" for number in range(3))]
+    assert f"predictions of 1 video (3 frames): {tmp_path / 'id'}, {tmp_path / 'color'}\n" in capsys.readouterr().out
+    rate, frames = read_video(tmp_path / "color/a.mp4")
+    assert (rate, len(frames)) == (10.0, 3)
+    for number, frame in enumerate(frames):
+        assert np.abs(frame.astype(int) - CITYSCAPES.palette[number]).max() < 12
+    with pytest.raises(FileExistsError, match="color already holds 1 videos"):
+        predict(tmp_path, clip(), outputs=[Colors()])
+
+
+@pytest.mark.parametrize(("size", "videos"), [((25, 48), True), ((32, 33), True), ((32, 48), False)])
+def test_frames_where_a_video_cannot_hold_them_or_is_not_wanted(tmp_path, size, videos):
+    predict(tmp_path, clip(size=size), outputs=[Colors()], videos=videos)
+    assert files(tmp_path) == [f"color/a/{number:06d}.png" for number in range(3)]
+    assert read(tmp_path / "color/a/000000.png").shape == (*size, 3)
+
+
+def test_a_video_is_there_when_it_is_whole_or_as_far_as_was_asked_for(tmp_path):
+    with pytest.raises(AttributeError):
+        predict(tmp_path / "broken", [*clip()[:2], {"pred": None, "name": ["b"]}], outputs=[Colors()])
+    assert files(tmp_path / "broken") == []
+    predict(tmp_path / "part", clip()[:2], outputs=[Colors()])
+    assert files(tmp_path / "part") == ["color/a.mp4"]
+    assert len(read_video(tmp_path / "part/color/a.mp4")[1]) == 2
+
+
+def test_a_computer_without_the_codec_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("cv2.VideoWriter.isOpened", lambda self: False)
+    with pytest.raises(OSError, match=r"can't write this video here\. Give --frames"):
+        predict(tmp_path, clip(), outputs=[Colors()])
+
+
+def test_raw_ids_need_one_for_each_class(tmp_path):
+    expected = "no raw id stands for the classes .*Bicyclist"
+    with pytest.raises(ValueError, match=expected):
+        RawIds().check(CAMVID)
+    prediction = Prediction(np.array([[0, 18]], dtype=np.uint8))
+    RawIds().check(CITYSCAPES)
+    assert RawIds().encode(prediction, CITYSCAPES).tolist() == [[7, 33]]
+    ids = {3: "road", 9: None, **{20 + i: name for i, name in enumerate(CITYSCAPES.classes)}}
+    assert RawIds(ids).encode(prediction, CITYSCAPES).tolist() == [[3, 38]]

@@ -1,6 +1,7 @@
 """Grid files: rows x seeds, their runner and their tables."""
 
 import csv
+import io
 import itertools
 import json
 import os
@@ -15,8 +16,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rich
 import torch
 import yaml
+from rich.console import Console
 
 import lightning_uda.cli  # noqa: F401  before tests put something else in the place of subprocesses
 from lightning_uda.__main__ import main
@@ -24,6 +27,7 @@ from lightning_uda.commands import runner as module
 from lightning_uda.commands.figures import FiguresFile
 from lightning_uda.commands.grid_file import read_grid
 from lightning_uda.commands.runner import STAMP, Runner, read_stamp
+from lightning_uda.metrics import MIOU_NOTE
 from lightning_uda.tables import append_row, read_rows
 from tests.fixtures import stages
 from tests.fixtures.processes import ForkedCommand
@@ -130,7 +134,21 @@ def test_rows_and_seeds_make_the_points_and_start_from_the_run_of_their_seed(tra
     out = capsys.readouterr().out
     (line,) = (line.split() for line in out.splitlines() if line.strip().startswith("Second row"))
     assert line == "Second row 29.0 ± 2.8 +8.0 ± 4.2".split()  # 31 and 27; 11 and 5 above the first row
+    assert " ".join(out.split()).count(MIOU_NOTE) == 1
     assert out.splitlines()[-2:] == ["runs/tiny/table.csv", "runs/tiny/report.html"]
+
+
+@pytest.mark.parametrize(("encoding", "sign"), [("cp1252", "±"), ("ascii", "+-")])
+def test_a_console_that_lacks_characters_gets_the_table(encoding, sign, trainings, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(rich, "_console", Console(file=stream, width=120))
+    write_grid(metrics=["classes_below_1"], orders={"order": ["first", "second"]})
+    main(["grid", "grid.yaml"])
+    stream.seek(0)
+    out = stream.read()
+    assert f"Mean {sign} standard deviation over 2 runs" in out
+    assert f"Mean {sign} standard deviation of the paired" in out
+    assert "Cityscapes evaluator" not in out  # no mean IoU is shown
 
 
 def test_the_table_holds_mean_deviation_and_the_paired_difference(trainings):

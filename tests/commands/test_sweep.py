@@ -16,6 +16,7 @@ from lightning_uda.__main__ import main
 from lightning_uda.commands import runner
 from lightning_uda.commands.runner import STAMP, Runner
 from lightning_uda.commands.sweep import read_sweep
+from lightning_uda.metrics import MIOU_NOTE
 from lightning_uda.tables import append_row
 from tests.report.test_report import CLASSES, write_evaluation
 
@@ -197,6 +198,7 @@ def test_a_sweep_goes_on_after_a_failure_and_later_from_where_it_was(trainings, 
     ]
     out = capsys.readouterr().out
     assert "The best step is chosen with target labels." in " ".join(out.split())
+    assert MIOU_NOTE in " ".join(out.split())
     lines = [line.split() for line in out.splitlines()]
     assert ["threshold=0.5", "50.0", "53.0", "1"] in lines
     assert ["threshold=0.9", "-", "-", "-"] in lines

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich
 from PIL import Image
 from rich.console import Console
 
@@ -61,6 +62,20 @@ def printed(report, width=200):
     console = Console(file=io.StringIO(), width=width)
     print_report("target", report, SPACE, console)
     return console.file.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_that_lacks_characters_gets_the_report(encoding, tmp_path, monkeypatch):
+    make_good(tmp_path)
+    report = scan(FolderDataset(str(tmp_path)), SPACE, workers=1, progress=False)
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(rich, "_console", Console(file=file, width=120))
+    print_report("target", report, SPACE, rich.get_console())
+    file.seek(0)
+    lines = [line.split() for line in file]
+    largest = int(report.class_pixels.argmax())
+    (row,) = (line for line in lines if line[:2] == [str(largest), "#"])
+    assert "#" * 20 in row
 
 
 def test_statistics_of_a_good_set(tmp_path):
@@ -120,7 +135,7 @@ def test_report_of_a_good_set_shows_sizes_shares_and_no_problems(tmp_path):
     assert (rows["sky"][3], rows["sky"][-1]) == ("18.18", "2")  # 48 of 264
     assert (rows["road"][3], rows["road"][-1]) == ("81.82", "3")
     assert (rows["car"][3], rows["car"][-1]) == ("0.00", "0")
-    assert rows["road"][4] == "█" * 24
+    assert rows["road"][4] == "█" * 20
     assert any("void" in line and line.split()[-1] == "8.33" for line in lines)
     assert lines[-1] == "no problems found"
 

@@ -75,7 +75,7 @@ def test_evaluation_batches_come_in_order_with_names_and_native_masks():
     assert batches[0]["mask"].shape == (1, 24, 32)
     resized = tiny_data(eval_transform=EvalTransform(resize=(12, 16), labels="resized"))
     assert next(iter(resized.val_dataloader()))["mask"].shape == (1, 12, 16)
-    assert list(next(iter(tiny_data(predict=TinyDataset()).predict_dataloader()))) == ["image", "name", "size"]
+    assert list(next(iter(tiny_data(predict=TinyDataset()).predict_dataloader()))) == ["image", "name", "size", "frame"]
 
 
 def test_problems_of_all_sets_stop_the_run_in_one_message():

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks import IoUTable
 from lightning_uda.inference import MultiScale, SlidingWindow
-from lightning_uda.methods import DACS, DSP, SourceOnly, TeacherModule
+from lightning_uda.methods import DACS, DSP, SourceOnly
 from lightning_uda.metrics import Scoring, iou_per_class, mean_iou
 from lightning_uda.optim import Constant, Poly
 from lightning_uda.step import Term
@@ -133,7 +133,7 @@ def expected_miou(*args, **kwargs):
     return 100 * mean_iou(iou_per_class(expected_confusion(*args, **kwargs))).item()
 
 
-@pytest.mark.parametrize("kind", [SourceOnly, TeacherModule])
+@pytest.mark.parametrize("kind", [SourceOnly, DACS])
 def test_predictions_are_scored_at_further_sizes_too_in_one_pass(kind):
     torch.manual_seed(0)
     module = kind(network=CountedNetwork(), label_space="camvid", scoring=Scoring(sizes=[(12, 16), (30, 41)]))
@@ -166,7 +166,7 @@ def near_another_class(mask):
     return np.any([grown[c] & (mask != c) & (mask != 255) for c in range(11)], axis=0)
 
 
-@pytest.mark.parametrize("kind", [SourceOnly, TeacherModule])
+@pytest.mark.parametrize("kind", [SourceOnly, DACS])
 def test_pixels_near_borders_and_away_from_them_are_scored_apart(kind):
     """In one pass, beside another size and with classes that count as others."""
     torch.manual_seed(0)

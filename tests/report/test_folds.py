@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lightning_uda.__main__ import main
 from lightning_uda.label_spaces import CITYSCAPES, NTHU13
-from lightning_uda.metrics import iou_per_class, keep_confusion, merge_predictions
+from lightning_uda.metrics import MIOU_NOTE, iou_per_class, keep_confusion, merge_predictions
 from lightning_uda.report import ReportError
 from lightning_uda.report.folds import folds_table, load_folds, report_folds, write_folds
 from tests.fixtures.official_layouts import make_cityscapes, make_nthu
@@ -114,6 +114,7 @@ def test_the_command_prints_writes_and_keeps_older_files(tmp_path, monkeypatch):
     assert ("Rome", "9") not in rows_of(output)
     text = console.file.getvalue()
     assert "Rome (10 folds)" in text
+    assert MIOU_NOTE in " ".join(text.split())
     assert "Rome: 8 of 10 folds; missing: 8, 9." in text
     assert text.splitlines()[-1] == str(output)
 
