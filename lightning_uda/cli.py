@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ class UDACLI(LightningCLI):
         )
         parser.link_arguments("data.init_args.label_space", "model.init_args.label_space")
         parser.link_arguments(
-            ("data.init_args.label_space", "model.init_args.network.init_args.num_classes"),
+            ("data.init_args.label_space", "model.init_args.network"),
             "model.init_args.network.init_args.num_classes",
             compute_fn=_num_classes,
         )
@@ -388,15 +389,22 @@ def _say_what_is_left(folder: Path) -> None:
     _log.info("the run ended with an error; its run folder, %s, holds %s", folder, kept)
 
 
-def _num_classes(label_space: str, given: int | None) -> int:
+def _num_classes(label_space: str, network: Any) -> int:
     """Number of classes of the label space, which the network may name too, but not otherwise."""
-    expected = num_classes(label_space)
-    if given not in (None, expected):
+    expected, given = num_classes(label_space), network.init_args.get("num_classes")
+    if given not in (None, expected, _default_classes(network.class_path)):
         raise ValueError(
             f"found {given} classes, but data.label_space {label_space} has {expected}. Leave num_classes out, or give "
             "the label space of the classes that are meant."
         )
     return expected
+
+
+def _default_classes(class_path: str) -> int | None:
+    """What a network of one's own has for classes if nobody says, which the parser fills in."""
+    module, _, name = class_path.rpartition(".")
+    parameter = signature(getattr(import_module(module), name)).parameters.get("num_classes")
+    return None if parameter is None or parameter.default is Parameter.empty else parameter.default
 
 
 def _any(parts: Sequence[object], kind: type) -> bool:
