@@ -27,6 +27,7 @@ from lightning_uda.data.decoding import (
     walk,
 )
 from lightning_uda.datasets.folder import IMAGE_EXTENSIONS
+from lightning_uda.ranges import BITS, ranged
 
 Array = npt.NDArray[np.uint8]
 
@@ -61,6 +62,7 @@ class MediaFiles(SegmentationDataset):
     Args:
         paths: Images, videos, folders, and lists: text files (.txt) of such paths, one a line, absolute or relative to
             the list's folder; blank lines and lines that begin with # are skipped.
+        image_bits: How many bits of image files of 16 bits hold data, as it was in training; see `FolderDataset`.
 
     Raises:
         DatasetError: If a path isn't there, is no image, video or list, or if there is no image and no video.
@@ -68,7 +70,9 @@ class MediaFiles(SegmentationDataset):
 
     has_labels = False
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    @ranged(image_bits=BITS)
+    def __init__(self, paths: Sequence[str], image_bits: int = 16) -> None:
+        self.image_bits = image_bits
         self.class_ids = {}
         given = [place for path in paths for place in _listed(Path(path).expanduser())]
         files = list(dict.fromkeys(file for place in given for file in _media_of(place)))
@@ -131,7 +135,7 @@ class MediaFiles(SegmentationDataset):
         """
         file, number = self._place(index)
         path = self._files[file]
-        return self._read_frame(path, number) if _is_video(path) else read_image(path, self.size_limit)
+        return self._read_frame(path, number) if _is_video(path) else read_image(path, self.size_limit, self.image_bits)
 
     def load_label(self, index: int) -> Array:
         """There are none.

@@ -25,6 +25,12 @@ def test_a_folder_is_searched_to_its_ground(tmp_path):
     np.testing.assert_array_equal(dataset.load_image(2), picture(0))
 
 
+def test_images_of_fewer_bits_than_their_files_are_as_bright_as_in_training(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full((4, 4, 3), 4095, np.uint16))
+    assert MediaFiles([str(tmp_path)], image_bits=12).load_image(0).min() == 255
+    assert MediaFiles([str(tmp_path)]).load_image(0).max() < 20
+
+
 def test_files_of_one_name_keep_apart(tmp_path):
     for name in ("day/a.png", "night/a.png", "night/a.jpg", "day/b/000000.png"):
         save(tmp_path / name, picture(0))
