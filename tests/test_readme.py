@@ -62,7 +62,7 @@ def test_lightning_uda_commands_run_in_the_order_of_the_readme(workplace):
     assert {command.split()[1] for command in commands} == {"data", "fit", "validate", "predict", "report"}
     for command in commands:
         run(command)
-    assert len(list((workplace / "predictions/id").glob("*.png"))) == 4
+    assert len(list((workplace / "predictions/overlay").glob("*.png"))) == 4
     assert "DACS" in (workplace / "runs/report.html").read_text()
 
 

@@ -44,7 +44,7 @@ def test_predictions_for_the_test_server_score_with_the_official_evaluator_as_he
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path)
     images = {"class_path": "ImageFolder", "init_args": {"root": str(tmp_path / "leftImg8bit/val")}}
-    network = {"class_path": "tests.fixtures.tiny.TinyNetwork", "init_args": {"num_classes": 19}}
+    network = {"class_path": "tests.fixtures.tiny.TinyNetwork"}
     outputs = [{"class_path": "CityscapesLabelIds", "init_args": {"zip": True}}]
     content = {
         "name": "tiny",
