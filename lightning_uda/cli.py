@@ -391,8 +391,9 @@ def _say_what_is_left(folder: Path) -> None:
 
 def _num_classes(label_space: str, network: Any) -> int:
     """Number of classes of the label space, which the network may name too, but not otherwise."""
-    expected, given = num_classes(label_space), network.init_args.get("num_classes")
-    if given not in (None, expected, _default_classes(network.class_path)):
+    expected = num_classes(label_space)
+    given = None if network is None else network.init_args.get("num_classes")
+    if given is not None and given not in (expected, _default_classes(network.class_path)):
         raise ValueError(
             f"found {given} classes, but data.label_space {label_space} has {expected}. Leave num_classes out, or give "
             "the label space of the classes that are meant."

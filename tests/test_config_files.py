@@ -51,7 +51,7 @@ def test_an_existing_file_wins(tmp_path, monkeypatch):
         ("minicity/dacss", "", "The nearest are minicity/dacs, "),
         ("dcas", "", "`lightning-uda configs` lists"),
         ("dacs", "", "/dacs"),
-        ("minicty", "grids", "The nearest is minicity."),
+        ("minicty", "grids", "The nearest are minicity, minicity_mit."),
     ],
 )
 def test_a_misspelt_name_gets_the_nearest(name, folder, nearest):

@@ -136,10 +136,11 @@ def small_rounds(pair):
 
 def small_minicity(content):
     """Options that bring an experiment on MiniCity down to a few small scenes."""
+    two_scales = content["model"]["init_args"]["network"]["class_path"] == "HRDA"
     arguments = ["--data.source.length", "60"]
     for name in ("source", "target", "val"):
         if content["data"]["init_args"].get(name) is not None:  # the oracle has no target stream
-            arguments += [f"--data.{name}.size", "[32, 64]"]
+            arguments += [f"--data.{name}.size", "[64, 128]" if two_scales else "[32, 64]"]
     if content["data"]["init_args"].get("target") is not None:
         arguments += ["--data.target.length", "8"]
     if "min_pixels" in content["data"]["init_args"]["source_sampling"].get("init_args", ()):
