@@ -58,7 +58,7 @@ from lightning_uda.mixing import ClassMask, ClassPool, ConfidenceConsistency, pa
 from lightning_uda.networks import CaffeDeepLabV2, Classifier, InputNormalization, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import BatchConfidence, pseudo_label
 from lightning_uda.resize import upsample
-from lightning_uda.step import Labels, to_float
+from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import FeatureMMD
 from lightning_uda.terms.contrast import pixel_contrast, prototype_contrast
 from lightning_uda.translation import ColorJitter, FourierTranslation, GaussianBlur, StrongAugmentation
@@ -550,6 +550,9 @@ def lightning_row(rounds: int) -> Row:
         def __init__(self) -> None:
             super().__init__(network=Answers(), label_space="cityscapes")
             self.layer = nn.Linear(8, 8)
+
+        def algorithm(self, step: Step) -> None:
+            """Nothing that a step of views would do."""
 
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
             loss = self.layer(batch).square().mean()
