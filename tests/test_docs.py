@@ -143,6 +143,7 @@ def test_the_results_page_is_that_of_its_files_and_its_experiments_are_there(tmp
     assert "| DACS | `dacs` | 52.14 | 51.5 (2) |" in script.page()
 
 
+@pytest.mark.slow
 def test_options_of_the_results_page_are_accepted(monkeypatch):
     monkeypatch.chdir(ROOT)
     rows = csv.DictReader((ROOT / "docs/figures/published.csv").open(newline=""))
