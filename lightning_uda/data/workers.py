@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
-from types import FrameType
+from pickle import Pickler
+from types import FrameType, FunctionType
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -50,14 +54,55 @@ class WorkerLoader(DataLoader[Any]):
         """The batches.
 
         Raises:
-            WorkerError: If a process died, or had no memory for a batch.
+            WorkerError: If a process died, had no memory for a batch, or couldn't import what it is to work with.
         """
+        if self.num_workers:
+            self._require_importable()
         others = set(active_children())
         batches: Iterator[Any] = super().__iter__()
         if self.num_workers == 0:
             return batches
         _watch.listen()
         return _watched(batches, [child for child in active_children() if child not in others])
+
+    def _require_importable(self) -> None:
+        """Refuses classes and functions of a notebook's cells where a process starts empty and imports what it needs.
+
+        A process that is forked has them. One that starts as a new Python finds them by the name of their module, and
+        a notebook is none: it ends before it can say why.
+
+        Raises:
+            WorkerError: If there are such.
+        """
+        method = (self.multiprocessing_context or multiprocessing).get_start_method()
+        main = sys.modules["__main__"]
+        is_file = getattr(main, "__spec__", None) is not None or getattr(main, "__file__", None) is not None
+        if method == "fork" or is_file:
+            return
+        collector = _NamesOfMain(io.BytesIO())
+        with suppress(Exception):  # what can't be pickled is said where the process starts
+            collector.dump((self.dataset, self.collate_fn, self.worker_init_fn))
+        if collector.found:
+            names = ", ".join(dict.fromkeys(collector.found))
+            raise WorkerError(
+                f"Found {names}, defined in a notebook or console, but processes of the data loader start by "
+                f"{method!r} here and can't import it from there. Set data.num_workers to 0, or move {names} into a "
+                "file (my_data.py) and import it."
+            )
+
+
+class _NamesOfMain(Pickler):
+    """Notes which classes and functions are pickled by their name in `__main__`."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.found: list[str] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        """Leaves everything to the usual way."""
+        if isinstance(value, type | FunctionType) and value.__module__ == "__main__":
+            self.found.append(value.__qualname__)
+        return NotImplemented
 
 
 def _watched(batches: Iterator[Any], workers: Sequence[BaseProcess]) -> Iterator[Any]:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -84,3 +86,41 @@ def test_other_errors_of_a_worker_stay_as_they_are():
     with pytest.raises(RuntimeError, match="of its own") as error:
         list(WorkerLoader(Failing(RuntimeError("of its own")), batch_size=None, num_workers=1))
     assert not isinstance(error.value, WorkerError)
+
+
+CELL = """
+import multiprocessing, sys
+import numpy as np
+from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.datasets import MiniCity
+class Night(MiniCity):
+    def load_image(self, index):
+        return super().load_image(index) // 4
+data = UDADataModule("cityscapes", val=Night("val", "target", 2, (16, 32)), num_workers=1)
+for method in sys.argv[1:]:
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        print(method, "gave", len(list(data.val_dataloader())))
+    except Exception as error:
+        print(method, type(error).__name__, error)
+"""
+
+
+def test_a_dataset_of_a_cell_is_refused_where_processes_start_empty():
+    # `python -c`, as a notebook, has a `__main__` that is no file
+    command = [sys.executable, "-c", CELL, "spawn", "forkserver", "fork"]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    for line, method in zip(lines, ("spawn", "forkserver"), strict=False):
+        assert line == (
+            f"{method} WorkerError Found Night, defined in a notebook or console, but processes of the data loader "
+            f"start by '{method}' here and can't import it from there. Set data.num_workers to 0, or move Night into a "
+            "file (my_data.py) and import it."
+        )
+    assert lines[2:] == ["fork gave 2"]
+
+
+@pytest.mark.slow
+def test_a_dataset_of_a_file_is_taken_where_processes_start_empty():
+    assert list(WorkerLoader(Numbers(), batch_size=None, num_workers=1, multiprocessing_context="spawn")) == list(
+        range(20)
+    )
