@@ -215,6 +215,8 @@ class UDACLI(LightningCLI):
         self.config_init = self._made(without=("data",))
         self.model = self._get(self.config_init, "model")
         self.model.require_what_terms_need()
+        if self.subcommand == "fit":
+            self.model.require_steps(self.config_init[self.subcommand]["trainer"]["max_steps"])
         self.trainer = self.instantiate_trainer()
         require_monitored(self.model, self.trainer.callbacks)  # type: ignore[attr-defined]
 

@@ -208,6 +208,12 @@ def test_a_run_that_ends_with_an_error_says_what_is_left(config, capsys, caplog,
     assert re.search(r"ended with an error; its run folder, runs/tiny/version_0, holds no checkpoint", caplog.text)
 
 
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_run_without_an_end_leaves_no_run_folder(config, capsys, steps):
+    assert f"max_steps: found {steps}" in error_of(capsys, "fit", "--config", config, "--trainer.max_steps", str(steps))
+    assert not Path("runs").exists()
+
+
 def test_predict_says_where_it_wrote(config, capsys):
     main(["predict", "--config", config, "--data.predict", "tests.fixtures.tiny.TinyDataset"])
     printed = capsys.readouterr().out

@@ -253,13 +253,17 @@ class _Store:
         """Indices without a file."""
         there: set[str] = set()
         if self.folder.is_dir():
-            there = {entry.name for entry in os.scandir(self.folder) if entry.stat().st_size}
+            there = {  # others may be writing here: their partial files come and go
+                entry.name
+                for entry in os.scandir(self.folder)
+                if entry.name.endswith(self.codec.suffix) and entry.stat().st_size
+            }
         return [index for index in range(self.length) if self._path(index).name not in there]
 
     def remove_partial_files(self) -> None:
         """Clears up after a build that was killed; only for the holder of the lock, so not where there are no locks."""
         for path in self.folder.glob(f"*{PARTIAL}") if HAS_LOCKS else ():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def bytes_needed(self) -> int:
         """Estimate for the missing arrays, from a few of them."""

@@ -80,6 +80,9 @@ class UDAModule(LightningModule, ABC):
     min_batch_size: int = 1
     """Least number of images of each stream in a batch."""
 
+    sets_steps: bool = False
+    """Whether the method says itself how many steps it trains for, unless `trainer.max_steps` does."""
+
     mixes_streams: bool = False
     """Whether a step mixes images of different streams, whose crops must then have one size."""
 
@@ -265,11 +268,8 @@ class UDAModule(LightningModule, ABC):
                 f"trainer.strategy: found {strategy.__name__}, which spreads a network's weights over processes; "
                 "teachers and checkpoints need them whole. Take `ddp` (docs/parallel.md says how large networks fit)."
             )
-        if stage == "fit" and self.trainer.max_steps <= 0:
-            raise ValueError(
-                f"trainer.max_steps: found {self.trainer.max_steps}, but schedules count steps; set it to a number > 0."
-            )
         if stage == "fit":
+            self.require_steps(self.trainer.max_steps)
             self.require_what_terms_need()
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or not isinstance(data, UDADataModule):
@@ -281,6 +281,20 @@ class UDAModule(LightningModule, ABC):
                     f"data.batch_size: found {data.batch_size}, but {type(part).__name__} needs {part.min_batch_size} "
                     "images of each stream in a batch of a process. Raise the batch size, or leave that part out."
                 )
+
+    def require_steps(self, max_steps: int) -> None:
+        """Checks that training has an end.
+
+        Args:
+            max_steps: The trainer's; -1 is none.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if max_steps <= 0 and not (self.sets_steps and max_steps == -1):
+            raise ValueError(
+                f"trainer.max_steps: found {max_steps}, but schedules count steps; set it to a number > 0."
+            )
 
     def require_what_terms_need(self) -> None:
         """Checks that terms that need a teacher have one, and that `algorithm` or other terms may give what they read.

@@ -43,6 +43,7 @@ class SelfTraining(UDAModule):
 
     streams = ("union",)
     views = ("union",)
+    sets_steps = True
 
     def __init__(
         self,

@@ -237,6 +237,15 @@ def test_empty_and_missing_files_are_made_again(tmp_path, content):
     assert np.array_equal(np.asarray(Image.open(path)), resize_image(TinyDataset().load_image(4), SIZE))
 
 
+def test_a_file_of_another_process_that_vanishes_while_the_folder_is_read_is_no_error(tmp_path):
+    build(TinyDataset(), tmp_path)
+    path = files(tmp_path, ".png")[4]
+    path.unlink()
+    path.with_name(f"{path.name}.1.part").symlink_to(tmp_path / "renamed meanwhile")  # listed, but can't be looked at
+    build(TinyDataset(), tmp_path)
+    assert path.stat().st_size
+
+
 def folders(cached):
     return [store.folder for store in cached.stores]
 
