@@ -11,8 +11,8 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-import lightning_uda.cli  # noqa: F401  before tests put something else in the place of subprocesses
 from lightning_uda.__main__ import main
+from lightning_uda.cli import run_trainer  # before tests put something else in the place of subprocesses
 from lightning_uda.commands import runner
 from lightning_uda.commands.runner import STAMP, Runner
 from lightning_uda.commands.sweep import read_sweep
@@ -259,10 +259,23 @@ def test_shipped_sweeps_are_those_of_the_papers():
     grids = {path.stem: read_sweep(path) for path in SHIPPED}
     names = ("dsp_beta", "dsp_k", "cbst_portion", "ehtdi_tau")
     of_t2sda = (f"t2sda_{name}" for name in ("lambda", "tau", "beta", "alpha", "n_m"))
-    assert set(grids) == {*names, *(f"minicity_{name}" for name in names), *of_t2sda}
+    others = (
+        "seeds",
+        "dacs_alpha",
+        "ehtdi_lambda",
+        "rare_class_temperature",
+        "t2sda_lambda",
+        "t2sda_tau",
+        "t2sda_alpha",
+    )
+    assert set(grids) == {*names, *(f"minicity_{name}" for name in (*names, *others)), *of_t2sda}
     pull = "model.init_args.pull.init_args"
     portions = "model.init_args.rounds.init_args.portions"
     swept = {
+        "seeds": {"seed_everything": [0, 1, 2, 3, 4]},
+        "dacs_alpha": {"trainer.callbacks.init_args.decay": [0, 0.9, 0.99, 0.999]},
+        "ehtdi_lambda": {"model.init_args.mixed_weight": [0.01, 0.1, 0.5, 1.0]},
+        "rare_class_temperature": {"data.init_args.source_sampling.init_args.temperature": [0.01, 0.05, 0.2, 1.0]},
         "dsp_beta": {"model.init_args.beta": [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1]},
         "dsp_k": {"model.init_args.long_tail_k": [0, 1, 2, 3]},
         "ehtdi_tau": {"model.init_args.htcm.init_args.tau": [0, 0.35, 0.55, 0.75, 0.95, 0.97]},
@@ -287,10 +300,32 @@ def test_shipped_sweeps_are_parsed_and_name_their_commands(path, capsys, monkeyp
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert comment[1].split() == f"# W&B: wandb sweep --project lightning_uda {file}".split()
     assert comment[3].split() == f"# local: lightning-uda sweep {file}".split()
-    for point in read_sweep(file).points:
+    points = read_sweep(file).points
+    for point in (points[0], points[-1]):  # others have the same options with other values
         content = parsed(point.arguments, capsys)
         for name, value in point.values.items():
             found = content
             for key in name.split("."):
                 found = found[key] if key in found else found["init_args"][key]
+                found = found[-1] if isinstance(found, list) else found
             assert float(found) == value
+
+
+def test_the_command_of_a_shipped_sweep_trains_as_the_agent_of_wandb_calls_it(config, tmp_path, monkeypatch):
+    content = yaml.safe_load((ROOT / "configs/sweeps/minicity_seeds.yaml").read_text())
+    place = Path("configs/experiment/minicity/dacs.yaml")
+    place.parent.mkdir(parents=True)
+    Path(config).rename(place)  # tiny data and network, where the sweep has its experiment
+    point = {"seed_everything": {"value": 3}}
+    Path("point.yaml").write_text(yaml.safe_dump({"wandb_version": 1, **point}))
+    for name, value in {"SWEEP_ID": "s1", "RUN_ID": "r3", "SWEEP_PARAM_PATH": str(tmp_path / "point.yaml")}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    macros = {"program": [content["program"]], "env": ["/usr/bin/env"], **create_sweep_command_args({"args": point})}
+    words = itertools.chain(*(macros.get(word.strip("${}"), [word]) for word in content["command"]))
+    env, program, *arguments = words
+    assert (env, program) == ("/usr/bin/env", "lightning-uda")
+    experiment = run_trainer(arguments).trainer.loggers[1].experiment
+    assert (experiment.id, experiment.sweep_id, experiment.config["seed_everything"]) == ("r3", "s1", 3)
+    assert 0 <= experiment.summary[content["metric"]["name"]] <= 100
+    experiment.finish()
+    assert len(list(Path("runs/minicity/seeds").rglob("offline-run-*-r3/run-r3.wandb"))) == 1
