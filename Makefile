@@ -17,7 +17,7 @@ FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench minicity minicity-mit dusk dusk-scratch daformer t2sda nthu docs clean
+.PHONY: help demo test test-slow lint format type bench minicity minicity-mit dusk dusk-scratch daformer t2sda nthu leaderboard docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ t2sda: $(READY)  ## T2S-DA's tables on GTA5 -> Cityscapes: make t2sda GTA5=folde
 nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
 	$(GRID)/nthu.yaml --rows $(ROW) --jobs $(JOBS) -- \
 	  --data.source.root $(CITYSCAPES) --data.target.root $(NTHU) --data.val.root $(NTHU) $(OPTIONS)
+
+leaderboard: minicity minicity-mit dusk  ## These three benchmarks, then docs/leaderboard.md: make leaderboard CAMVID=folder
+	$(if $(OPTIONS),,$(BIN)/python docs/make_leaderboard.py)
 
 clean:  ## Remove caches and the virtual environment, not the runs
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

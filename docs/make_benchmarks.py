@@ -4,13 +4,13 @@ A block between `<!-- table GRID -->` and `<!-- end -->` is replaced by the tabl
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from lightning_uda.commands.figures import FiguresFile
-from lightning_uda.commands.grid_file import read_grid
+from lightning_uda.commands.grid_file import Grid, read_grid
 from lightning_uda.metrics import score_label
 from lightning_uda.report.grid_table import OrderStep, Score, Spread, order_steps, score_rows
 
@@ -29,17 +29,33 @@ def main() -> None:
 
 def filled(text: str) -> str:
     """The page with the tables of the committed figures."""
-    return BLOCK.sub(lambda match: match[1] + tables(match[2]) + match[3], text)
+    return with_blocks(text, tables)
 
 
-def tables(name: str) -> str:
-    """Markdown tables of a grid: the scores of each of its tables, then its orders. Rows without runs are left out."""
+def with_blocks(text: str, block: Callable[[str], str]) -> str:
+    """A page whose blocks are replaced by what is made of the names of their grids."""
+    return BLOCK.sub(lambda match: match[1] + block(match[2]) + match[3], text)
+
+
+def figures_file(name: str) -> Path:
+    """The file of a grid's committed figures."""
+    return ROOT / f"docs/figures/{name}.csv"
+
+
+def grid_and_figures(name: str) -> tuple[Grid, Rows]:
+    """A grid, and the committed figures of its rows, those without runs too."""
     grid = read_grid(ROOT / f"configs/grids/{name}.yaml")
-    file = FiguresFile(ROOT / f"docs/figures/{name}.csv", tuple(grid.points[0].values))
+    file = FiguresFile(figures_file(name), tuple(grid.points[0].values))
     rows = {
         row: {tuple(p.values.items()): found for p in grid.rows[row].points if (found := file.find(row, p.values))}
         for row in grid.rows
     }
+    return grid, rows
+
+
+def tables(name: str) -> str:
+    """Markdown tables of a grid: the scores of each of its tables, then its orders. Rows without runs are left out."""
+    grid, rows = grid_and_figures(name)
     lines = []
     for title, names in grid.tables.items():
         there = {row: rows[row] for row in names if rows[row]}

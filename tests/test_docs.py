@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lightning_uda.__main__ import main
+from lightning_uda.commands.grid_file import read_grid
 from lightning_uda.commands.runner import Point, Runner
 from tests.fixtures import official_layouts
 
@@ -166,6 +167,54 @@ def test_the_benchmarks_page_has_the_tables_of_the_committed_figures():
     page = script.PAGE.read_text(encoding="utf-8")
     assert page.count("| DACS |") >= 4
     assert script.filled(page) == page
+
+
+def test_the_leaderboard_has_the_tables_of_the_committed_figures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    script = script_of("make_leaderboard")
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.filled(page) == page
+    assert script.PICTURE.is_file()
+    assert page.count("| DACS → DSP | fp32 |") == 2
+    assert page.count("<!-- table ") == len(script.BENCHMARKS)
+
+
+@pytest.mark.parametrize("options", ["", "OPTIONS=--trainer.max_steps 7"])
+def test_make_leaderboard_trains_the_three_grids_and_writes_the_page_of_runs_without_options(options):
+    make = ["make", "-n", "-o", ".venv/.ready", "leaderboard", "SEEDS=4", *filter(None, [options])]
+    lines = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    trained = [line.split()[2] for line in lines if line.startswith(".venv/bin/lightning-uda grid ")]
+    assert trained == [f"configs/grids/{name}.yaml" for name in ("minicity", "minicity_mit", "dusk")]
+    assert (lines[-1] == ".venv/bin/python docs/make_leaderboard.py") is (not options)
+
+
+def test_the_leaderboard_names_what_is_missing_and_ranks_without_target_labels(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    script = script_of("make_leaderboard")
+    grid = read_grid(ROOT / "configs/grids/minicity.yaml")
+    rows = {row: {} for row in grid.rows}
+    scores = {"source_only": (30, 32), "dacs": (36, 36), "dacs_borders": (35, 36), "oracle": (50, 52), "ada_bn": (29,)}
+    for row, values in scores.items():
+        rows[row] = {(("seed", seed),): {"miou": value, "minutes": 2} for seed, value in enumerate(values)}
+    entries = {row: script.entry_of(grid, row) for row in grid.rows}
+    order = script.ranked(rows)
+    assert order == ["oracle", "dacs", "dacs_borders", "source_only", "ada_bn"]
+    lines = script.ranking(rows, entries, order, {row: {"CPU"} for row in order})
+    assert lines[2].startswith("|  | oracle (target labels) | fp32 | 51.0 ± 1.4 | +20.0 ± 0.0 | 100 ± 0 |")
+    assert lines[3] == "| 1 | DACS | fp32 | 36.0 ± 0.0 | +5.0 ± 1.4 | 25 ± 7 | 2 | 2.0 | CPU | **2 seeds only** |"
+    assert lines[6].startswith(
+        "| 4 | AdaBN | fp32 | 29.0 | -1.0 | -5 | 1 | 2.0 | CPU | a trained run, evaluated anew; **1"
+    )
+    assert lines[-2] == "DACS closes 25 % of the gap, the most of all."
+    assert lines[-1].startswith("Not trained yet: mean teacher; naive ClassMix; ")
+    (said,) = script.precisions(grid, rows, entries)
+    assert said.endswith("bf16 less fp32 is: DACS -0.5 ± 0.7 (2 pairs).")
+    steps = script.orders(rows, entries)
+    assert "| DACS < + pull | DACS, borders scored → DACS + pull | bf16 | | 0 | not trained |" in steps
+
+    rows["dacs"] = {run: {"miou": 60} for run in rows["dacs"]}
+    shares, said = script.gap_shares(rows, entries, script.ranked(rows))
+    assert (shares, said) == ({}, "No share of a gap is given: DACS stands at 60.0, the oracle at 51.0.")
 
 
 def test_the_site_is_built_without_a_warning_and_has_every_public_class(tmp_path):
