@@ -76,6 +76,8 @@ SIDE = Range(1, 65_536)
 """Heights, widths, radii, strides and dilations, in pixels."""
 BITS = Range(8, 16)
 """Bits of a number in an image file of 16 bits."""
+BINS = Range(16, 2**18)
+"""Bins of a histogram of confidences."""
 BYTE = Range(0, 255)
 """Values of a colour."""
 CLASSES = Range(2, 255)

@@ -5,29 +5,45 @@ import importlib
 import inspect
 import math
 import pkgutil
+import typing
 from collections import Counter
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from torch import nn
 
 import lightning_uda
 from lightning_uda.__main__ import main
+from lightning_uda.callbacks import ImagePanels
+from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.datasets import FolderDataset
 from lightning_uda.label_spaces import get_label_space
+from lightning_uda.methods import DSP
+from lightning_uda.networks import EncoderDecoder
 from lightning_uda.report import load_runs
+from lightning_uda.self_training import RadixSelect
+from lightning_uda.translation import ColorJitter
 from tests.fixtures.bad_configs import NUMBERS, OTHERS, ROWS, changed, leaves, outcome_of, parts, small_experiment
+
+
+def classes():
+    """Every class of the package."""
+    for found in pkgutil.walk_packages(lightning_uda.__path__, "lightning_uda."):
+        if not found.name.endswith("__main__"):
+            module = importlib.import_module(found.name)
+            yield from (
+                kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == found.name
+            )
 
 
 def declared():
     """Each constructor of the package that declares ranges, with an argument and its range."""
-    for found in pkgutil.walk_packages(lightning_uda.__path__, "lightning_uda."):
-        if found.name.endswith("__main__"):
-            continue
-        for kind in vars(importlib.import_module(found.name)).values():
-            init = vars(kind).get("__init__") if inspect.isclass(kind) and kind.__module__ == found.name else None
-            for name, allowed in getattr(init, "ranges", {}).items():
-                yield pytest.param(kind, name, allowed, id=f"{kind.__name__}.{name}")
+    for kind in classes():
+        for name, allowed in getattr(vars(kind).get("__init__"), "ranges", {}).items():
+            yield pytest.param(kind, name, allowed, id=f"{kind.__name__}.{name}")
 
 
 @pytest.mark.parametrize(("kind", "name", "allowed"), declared())
@@ -36,6 +52,72 @@ def test_numbers_outside_of_their_range_are_refused_from_python_too(kind, name, 
     for number in (*beyond, [allowed.lowest, math.nan]):
         with pytest.raises(ValueError, match=rf"{name}: found .*, expected number|{name}: found .*, expected a number"):
             kind.__init__(object(), **{name: number})
+
+
+WITHOUT_RANGE = {
+    "Auxiliary.level": "any level of the backbone, which is asked for them",
+    "Auxiliary.weight": "a dataclass, which requires its range when it is made",
+    "CamVid.fold": "one of the folds of a drive, which `require_fold` counts",
+    "NTHU.fold": "one of the folds of a city, which `require_fold` counts",
+    "FolderDataset.class_map": "raw ids as keys, which `read_class_ids` holds to those of a byte",
+    "FolderDataset.ignore_ids": "raw ids, which `read_class_ids` holds to those of a byte",
+    "RawIds.class_map": "raw ids as keys, which `read_class_ids` holds to those of a byte",
+    "PortionPolicy.initial": "an exact decimal, which is compared with the maximum",
+    "PortionPolicy.step": "an exact decimal, which is held to 0 to 1",
+    "PortionPolicy.maximum": "an exact decimal, which is held to 1 or less",
+    "PairedStreams.batch_size": "made by the data module, which declares it",
+    "PairedStreams.first_batch": "made by the data module, of the steps done",
+    "PairedStreams.rank": "made by the data module, of the processes that run",
+    "PairedStreams.world_size": "made by the data module, of the processes that run",
+}
+"""Arguments that may be numbers and whose constructors declare no range, with the reason."""
+
+
+def types_in(annotation):
+    """All types that an annotation names, those of a callable's arguments and results included."""
+    if isinstance(annotation, list):
+        yield from (kind for part in annotation for kind in types_in(part))
+    elif typing.get_origin(annotation) is not typing.Literal:
+        yield annotation
+        yield from types_in(list(typing.get_args(annotation)))
+
+
+def arguments_of(kind):
+    """Annotations of the arguments of a constructor of the package, by their names."""
+    init = kind.__init__
+    if not inspect.isfunction(init) or not init.__module__.startswith("lightning_uda"):
+        return {}
+    hints = typing.get_type_hints(inspect.unwrap(init))
+    return {name: set(types_in(hint)) for name, hint in hints.items() if name != "return"}
+
+
+def nameable():
+    """Classes that a config can name: what the command line takes, what their arguments take, and so on.
+
+    Left out are private classes, abstract ones, and modules that networks build: any `nn.Module` may be
+    wrapped as a network, but those take features.
+    """
+    wanted, found = [Callback, LightningModule, LightningDataModule], {}
+    everything = list(classes())
+    while wanted:
+        base = wanted.pop()
+        for kind in everything:
+            if kind not in found and base not in (object, nn.Module) and base in kind.__mro__:
+                found[kind] = arguments_of(kind)
+                wanted += [part for parts in found[kind].values() for part in parts]
+    return {kind: parts for kind, parts in found.items() if kind.__name__[0] != "_" and not inspect.isabstract(kind)}
+
+
+def test_every_number_that_a_config_can_give_has_a_range_or_a_reason():
+    kinds = nameable()
+    assert {DSP, UDADataModule, FolderDataset, EncoderDecoder, ColorJitter, ImagePanels, RadixSelect} <= kinds.keys()
+    missing = set()
+    for kind, arguments in kinds.items():
+        inits = (vars(base).get("__init__") for base in kind.__mro__)
+        ranges = {name for init in inits for name in getattr(init, "ranges", {})}  # those passed on to a base too
+        numbers = {name for name, parts in arguments.items() if parts & {int, float}}
+        missing |= {f"{kind.__name__}.{name}" for name in numbers - ranges}
+    assert missing == set(WITHOUT_RANGE)
 
 
 MODEL, DATA = ("model", "init_args"), ("data", "init_args")

@@ -27,6 +27,7 @@ from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDatase
 from lightning_uda.data.decoding import decode_png
 from lightning_uda.data.workers import WorkerLoader, start_worker
 from lightning_uda.files import HAS_LOCKS, PARTIAL, free_bytes, gigabytes, locked, replace_file, shown, usable_cores
+from lightning_uda.ranges import SIDE, ranged
 from lightning_uda.resize import Interpolation, resize_image, resize_label
 
 UInt8 = npt.NDArray[np.uint8]
@@ -65,6 +66,7 @@ class CachedDataset(SegmentationDataset):
             array that is used is read from disk; the arrays can't be written to).
     """
 
+    @ranged(size=SIDE)
     def __init__(
         self,
         dataset: SegmentationDataset,

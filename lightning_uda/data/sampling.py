@@ -90,6 +90,7 @@ class WeightedParts(Sampling):
         ValueError: If a weight is negative or not finite, or their sum is 0.
     """
 
+    @ranged(weights=NOT_NEGATIVE)
     def __init__(self, weights: Sequence[float]) -> None:
         if not all(0 <= weight < np.inf for weight in weights) or not sum(weights) > 0:
             raise ValueError(

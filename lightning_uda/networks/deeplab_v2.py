@@ -9,7 +9,7 @@ from lightning_uda.networks.backbones import CaffeResNet, TimmPyramid
 from lightning_uda.networks.base import BatchNormPolicy
 from lightning_uda.networks.encoder_decoder import Auxiliary, EncoderDecoder
 from lightning_uda.networks.heads import ASPP
-from lightning_uda.ranges import NOT_NEGATIVE, SHARE, SIDE, ranged
+from lightning_uda.ranges import CHANNELS, LAYERS, NOT_NEGATIVE, SHARE, SIDE, ranged
 
 
 class DeepLabV2(EncoderDecoder):
@@ -93,6 +93,7 @@ class CaffeDeepLabV2(EncoderDecoder):
         WeightsError: If weights can't be read, don't fit, or are those of a ResNet of another kind.
     """
 
+    @ranged(blocks=LAYERS, planes=CHANNELS, stem_channels=CHANNELS, dilations=SIDE)
     def __init__(
         self,
         num_classes: int,

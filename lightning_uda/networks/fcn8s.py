@@ -6,6 +6,7 @@ from lightning_uda.networks.backbones import VGG
 from lightning_uda.networks.base import BatchNormPolicy
 from lightning_uda.networks.encoder_decoder import EncoderDecoder
 from lightning_uda.networks.heads import LevelScores
+from lightning_uda.ranges import CHANNELS, ranged
 
 
 class FCN8s(EncoderDecoder):
@@ -33,6 +34,7 @@ class FCN8s(EncoderDecoder):
         WeightsError: If weights can't be had, read or don't fit.
     """
 
+    @ranged(fc_channels=CHANNELS)
     def __init__(
         self,
         num_classes: int,

@@ -11,6 +11,7 @@ from lightning_uda.networks.backbones import ResNet38
 from lightning_uda.networks.base import BatchNormPolicy
 from lightning_uda.networks.encoder_decoder import EncoderDecoder
 from lightning_uda.networks.heads import DilatedConvolutions
+from lightning_uda.ranges import CHANNELS, ranged
 
 _HEAD_CHANNELS = 8
 
@@ -38,6 +39,7 @@ class WideResNet38(EncoderDecoder):
         WeightsError: If weights can't be read or don't fit.
     """
 
+    @ranged(stem_channels=CHANNELS)
     def __init__(
         self,
         num_classes: int,

@@ -48,7 +48,8 @@ def unpasted_mean(weights: Tensor, paste_mask: Tensor) -> Tensor:
     Returns:
         Scalar; 0 where every pixel is pasted.
     """
-    return weights.float().masked_fill(paste_mask, 0).sum() / (~paste_mask).sum(dtype=torch.float32).clamp(min=1)
+    unpasted = paste_mask.numel() - paste_mask.count_nonzero()
+    return weights.float().masked_fill(paste_mask, 0).sum() / unpasted.clamp(min=1)
 
 
 class PixelWeighting(ABC):
@@ -101,7 +102,7 @@ class BatchConfidence(ConfidenceWeighting):
 
     def share(self, confident: Tensor) -> Tensor:
         """One weight for the batch, shape (1, 1, 1)."""
-        return mean_over_ranks(confident.sum(dtype=torch.float32) / confident.numel()).view(1, 1, 1)
+        return mean_over_ranks(confident.count_nonzero() / confident.numel()).view(1, 1, 1)
 
 
 class ImageConfidence(ConfidenceWeighting):

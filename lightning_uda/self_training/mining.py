@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_uda.data.transforms import TrainTransform, UInt8
-from lightning_uda.ranges import COUNT_OR_NONE, SHARE, ranged
+from lightning_uda.ranges import CLASS_ID, COUNT_OR_NONE, SHARE, ranged
 from lightning_uda.resize import Size
 from lightning_uda.self_training.scaled_crop import ScaledCrop
 
@@ -89,6 +89,7 @@ class MinedCrop(ScaledCrop):
         centres: See `RareClassMining`.
     """
 
+    @ranged(priority=CLASS_ID, fallback=CLASS_ID, probability=SHARE)
     def __init__(
         self,
         base: ScaledCrop,

@@ -48,10 +48,10 @@ class PortionPolicy:
         self.initial = _exact("initial", initial)
         self.step = _exact("step", step)
         self.maximum = _exact("maximum", maximum)
-        if not 0 <= self.initial <= self.maximum <= 1 or self.step < 0:
+        if not 0 <= self.initial <= self.maximum <= 1 or not 0 <= self.step <= 1:
             raise ValueError(
                 f"PortionPolicy: found initial={self.initial}, step={self.step} and maximum={self.maximum}; expected "
-                "0 <= initial <= maximum <= 1 and a step of 0 or more, e.g. 0.20, 0.05 and 0.50."
+                "0 <= initial <= maximum <= 1 and a step from 0 to 1, e.g. 0.20, 0.05 and 0.50."
             )
 
     def portion(self, round_number: int) -> Decimal:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_uda.ranges import COUNT, PIXELS, SHARE, ranged
+from lightning_uda.ranges import BINS, COUNT, PIXELS, SHARE, ranged
 
 Scope = Literal["class", "global"]
 Reduction = Callable[[Tensor], Tensor]
@@ -196,6 +196,7 @@ class LogitHistogram(ThresholdSearch):
 
     selected: Tensor
 
+    @ranged(bins=BINS)
     def __init__(
         self,
         bins: int = 65536,
@@ -205,8 +206,6 @@ class LogitHistogram(ThresholdSearch):
         conf_stride: int = 1,
     ) -> None:
         super().__init__(scope, min_rank, threshold_cap, conf_stride)
-        if not 16 <= bins <= 1 << 18:
-            raise ValueError(f"LogitHistogram: found {bins} bins, expected 16 to {1 << 18}; 65536 is a good number.")
         self.bins = bins
 
     def start(self, num_classes: int, device: torch.device) -> None:

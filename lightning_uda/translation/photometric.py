@@ -319,6 +319,7 @@ class RandomBlur(RandomApply):
         p: Probability of an image to be blurred, 0-1.
     """
 
+    @ranged(sigma=BLUR, p=SHARE)
     def __init__(self, sigma: tuple[float, float] = (0.0, 1.0), p: float = 0.5) -> None:
         super().__init__(GaussianBlur(sigma), p, gate="image")
 
@@ -337,6 +338,15 @@ class StrongAugmentation(Translation):
         blur_p: Probability of blurring; 0 leaves it out.
     """
 
+    @ranged(
+        brightness=NOT_NEGATIVE,
+        contrast=SHARE,
+        saturation=SHARE,
+        hue=NOT_NEGATIVE,
+        jitter_p=SHARE,
+        sigma=BLUR,
+        blur_p=SHARE,
+    )
     def __init__(
         self,
         brightness: float = 0.25,

@@ -142,6 +142,18 @@ class ViewJitter(Translation):
         blur_p: Probability of blurring.
     """
 
+    @ranged(
+        brightness=NOT_NEGATIVE,
+        contrast=SHARE,
+        hue=NOT_NEGATIVE,
+        saturation=NOT_NEGATIVE,
+        value=NOT_NEGATIVE,
+        jitter_p=SHARE,
+        grey_p=SHARE,
+        blur_sizes=SIDE,
+        blur_odds=POSITIVE,
+        blur_p=SHARE,
+    )
     def __init__(
         self,
         brightness: float = 0.2,

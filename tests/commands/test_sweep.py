@@ -268,7 +268,7 @@ def test_shipped_sweeps_are_those_of_the_papers():
         "t2sda_tau",
         "t2sda_alpha",
     )
-    assert set(grids) == {*names, *(f"minicity_{name}" for name in (*names, *others)), *of_t2sda}
+    assert set(grids) == {*names, *(f"minicity_{name}" for name in (*names, *others)), *of_t2sda, "st_sp_portion"}
     pull = "model.init_args.pull.init_args"
     portions = "model.init_args.rounds.init_args.portions"
     swept = {
@@ -287,7 +287,7 @@ def test_shipped_sweeps_are_those_of_the_papers():
         "cbst_portion": {f"{portions}.initial": [0.1, 0.15, 0.2, 0.25, 0.3], f"{portions}.step": [0.025, 0.05, 0.1]},
     }
     for name, sweep in grids.items():
-        expected = swept[name.removeprefix("minicity_")]
+        expected = swept[name.removeprefix("minicity_").replace("st_sp_", "cbst_")]
         combinations = [tuple(point.values.values()) for point in sweep.points]
         assert all(list(point.values) == list(expected) for point in sweep.points)
         assert combinations == list(itertools.product(*expected.values()))
@@ -301,7 +301,7 @@ def test_shipped_sweeps_are_parsed_and_name_their_commands(path, capsys, monkeyp
     assert comment[1].split() == f"# W&B: wandb sweep --project lightning_uda {file}".split()
     assert comment[3].split() == f"# local: lightning-uda sweep {file}".split()
     points = read_sweep(file).points
-    for point in (points[0], points[-1]):  # others have the same options with other values
+    for point in (points[0], points[-1]):  # a parse takes a second, and the others have the same options
         content = parsed(point.arguments, capsys)
         for name, value in point.values.items():
             found = content

@@ -288,7 +288,7 @@ def test_wrong_input_is_refused():
         found.update(torch.ones(2, 2, dtype=torch.bfloat16), classes)
     with pytest.raises(ValueError, match="two equal shapes"):
         found.update(torch.ones(2, 3), classes)
-    with pytest.raises(ValueError, match="found 15 bins"):
+    with pytest.raises(ValueError, match="bins: found 15"):
         LogitHistogram(15)
     with pytest.raises(ValueError, match="conf_stride: found 0"):
         RadixSelect(conf_stride=0)
