@@ -17,7 +17,7 @@ FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench minicity minicity-mit dusk dusk-scratch daformer t2sda nthu docs clean
+.PHONY: help demo test test-slow lint format type bench minicity minicity-mit dusk dusk-scratch daformer t2sda nthu published docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ t2sda: $(READY)  ## T2S-DA's tables on GTA5 -> Cityscapes: make t2sda GTA5=folde
 nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
 	$(GRID)/nthu.yaml --rows $(ROW) --jobs $(JOBS) -- \
 	  --data.source.root $(CITYSCAPES) --data.target.root $(NTHU) --data.val.root $(NTHU) $(OPTIONS)
+
+published: $(READY)  ## Rows of docs/results.md over seeds: make published PAIR=gta5_to_cityscapes ROWS="dacs dsp" SOURCE=folder TARGET=folder WEIGHTS=file
+	$(BIN)/python docs/make_results.py $(PAIR) runs/published_$(PAIR).yaml
+	$(BIN)/lightning-uda grid runs/published_$(PAIR).yaml $(if $(ROWS),--rows $(ROWS)) $(OVER_SEEDS) $(call FIGURES,$(PAIR)) -- \
+	  $(if $(SOURCE),--data.source.root $(SOURCE)) $(if $(TARGET),--data.target.root $(TARGET) --data.val.root $(TARGET)) \
+	  $(if $(WEIGHTS),--model.network.weights $(WEIGHTS)) $(OPTIONS)
 
 clean:  ## Remove caches and the virtual environment, not the runs
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
