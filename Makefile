@@ -17,7 +17,7 @@ FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help demo test test-slow lint format type bench minicity minicity-mit dusk dusk-scratch daformer t2sda nthu leaderboard docs clean
+.PHONY: help demo test test-slow lint format type bench minicity minicity-mit dusk dusk-scratch daformer t2sda nthu leaderboard published docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,12 @@ nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbs
 
 leaderboard: minicity minicity-mit dusk  ## These three benchmarks, then docs/leaderboard.md: make leaderboard CAMVID=folder
 	$(if $(OPTIONS),,$(BIN)/python docs/make_leaderboard.py)
+
+published: $(READY)  ## Rows of docs/results.md over seeds: make published PAIR=gta5_to_cityscapes ROWS="dacs dsp" SOURCE=folder TARGET=folder WEIGHTS=file
+	$(BIN)/python docs/make_results.py $(PAIR) runs/published_$(PAIR).yaml
+	$(BIN)/lightning-uda grid runs/published_$(PAIR).yaml $(if $(ROWS),--rows $(ROWS)) $(OVER_SEEDS) $(call FIGURES,$(PAIR)) -- \
+	  $(if $(SOURCE),--data.source.root $(SOURCE)) $(if $(TARGET),--data.target.root $(TARGET) --data.val.root $(TARGET)) \
+	  $(if $(WEIGHTS),--model.network.weights $(WEIGHTS)) $(OPTIONS)
 
 clean:  ## Remove caches and the virtual environment, not the runs
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

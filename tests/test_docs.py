@@ -137,11 +137,37 @@ def test_the_results_page_is_that_of_its_files_and_its_experiments_are_there(tmp
     experiments = {ROOT / "configs/experiment" / row["pair"] / f"{row['config']}.yaml" for row in rows}
     assert [path for path in experiments if not path.is_file()] == []
 
-    figures = "row,seed,miou\ndacs,0,50.0\ndacs,1,53.0\ndsp,0,55.0\n"
+    figures = (
+        "row,seed,miou,best_miou\ndacs,0,50.0,\ndacs,1,53.0,54.0\ndsp_beta_0.5,0,49.0,55.0\ndacs_reference,0,52.5,\n"
+    )
     (tmp_path / "published.csv").write_text((ROOT / "docs/figures/published.csv").read_text())
     (tmp_path / "gta5_to_cityscapes.csv").write_text(figures)
     monkeypatch.setattr(script, "FIGURES", tmp_path)
-    assert "| DACS | `dacs` | 52.14 | 51.5 (2) |" in script.page()
+    page = script.page()
+    assert "| DACS | `dacs` | 52.14 | 51.5 (2), best 54.0 (1), reference 52.5 (1) |" in page
+    assert "| beta 0.5 | `dsp` `--model.beta 0.5` | 51.0 | 55.0 (1), last 49.0 (1) |" in page
+
+
+def test_published_rows_are_a_grid(tmp_path):
+    script = script_of("make_results")
+    rows = [row for row in script.published() if row["pair"] == "synthia_to_cityscapes"]
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(script.grid_of("synthia_to_cityscapes"), sort_keys=False))
+    grid = read_grid(tmp_path / "grid.yaml")
+    ways = {(row["pair"], script.name_of(row), row["config"], row["options"]) for row in script.published()}
+    assert len({way[:2] for way in ways}) == len(ways), "two rows have one name"
+    references = {
+        (row["pair"], script.name_of(row), row["reference"]) for row in script.published() if row["reference"]
+    }
+    assert len({way[:2] for way in references}) == len(references), "two reference presets have one name"
+    names = {script.name_of(row) for row in rows}
+    assert {*names, *(script.name_of(row, True) for row in rows if row["reference"]), "cbst_source_only"} == {
+        *grid.rows
+    }
+    assert grid.rows["fcn8s_cbst_scope_global"].points[0].arguments == [
+        *["fit", "--config=synthia_to_cityscapes/fcn8s_cbst", "--seed_everything=0"],
+        *["--model.rounds.thresholds.scope", "global"],
+        "--model.init_from={run:published_synthia_to_cityscapes/seed_0/fcn8s_source_only}",
+    ]
 
 
 @pytest.mark.slow
