@@ -32,6 +32,7 @@ import lightning_uda.terms  # noqa: F401  importing the rooms makes their classe
 from lightning_uda.callbacks import (
     FiniteCheck,
     IoUTable,
+    MemoryCheck,
     PredictionWriter,
     RunRecord,
     StepProgressBar,
@@ -240,7 +241,7 @@ class UDACLI(LightningCLI):
         callbacks: list[Callback] = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
             callbacks.append(StepProgressBar())
-        for always in (IoUTable, FiniteCheck, RunRecord):
+        for always in (IoUTable, FiniteCheck, MemoryCheck, RunRecord):
             if not _any(callbacks, always):
                 callbacks.append(always())
         if self.subcommand == "predict" and not _any(callbacks, PredictionWriter):

@@ -30,7 +30,7 @@ def explained(error: BaseException) -> str | None:
     Known are a GPU whose memory is full, and another process of the run that is gone.
     """
     if type(error).__name__ == "OutOfMemoryError":
-        return f"error: The GPU's memory is full. {_SMALLER}\n({str(error).splitlines()[0]})"
+        return f"error: The GPU's memory is full. {LESS_MEMORY}\n({str(error).splitlines()[0]})"
     return _LOST_PROCESS if is_of_lost_process(error) else None
 
 
@@ -44,7 +44,7 @@ _LOST_PROCESS = (
     "why; if it said nothing, it was killed, as a rule because memory ran out.\n"
     "(LIGHTNING_UDA_TRACEBACK=1 shows what this one waited for.)"
 )
-_SMALLER = (
+LESS_MEMORY = (
     "In the order of what it costs: --trainer.precision bf16-mixed; --model.backward_per_view true (the activations of "
     "one view at a time, no slower); --model.network.checkpointing true (a third slower); a smaller "
     "--data.batch_size, or crop."

@@ -9,6 +9,7 @@ from lightning_uda.callbacks.finite_check import FiniteCheck
 from lightning_uda.callbacks.image_panels import ImagePanels
 from lightning_uda.callbacks.iou_table import IoUTable
 from lightning_uda.callbacks.long_tail import LongTailStatistics
+from lightning_uda.callbacks.memory_check import MemoryCheck
 from lightning_uda.callbacks.prediction_formats import (
     CityscapesLabelIds,
     Colors,
@@ -38,6 +39,7 @@ __all__ = [
     "ImagePanels",
     "IoUTable",
     "LongTailStatistics",
+    "MemoryCheck",
     "Overlay",
     "Prediction",
     "PredictionFormat",

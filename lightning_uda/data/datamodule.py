@@ -357,11 +357,15 @@ class UDADataModule(LightningDataModule):
         for name, dataset in datasets.items():
             if name in self._checked:
                 continue
-            found = dataset.remarks()
-            if name in (*_LABELLED, "val", "test") and dataset.raw_counts is not None:
-                found += suspicious_masks(dataset, self.label_space, dataset.raw_counts)
-            for remark in found:
-                _log.warning("data.%s: %s: %s", name, remark.where, remark.what)
+            found = [(name, remark) for remark in dataset.remarks()]
+            if name in (*_LABELLED, "val", "test"):
+                for number, part in enumerate(dataset.sets):
+                    where = name if part is dataset else f"{name}, set {number}"
+                    if part.raw_counts is not None:
+                        lost = suspicious_masks(part, self.label_space, part.raw_counts)
+                        found += [(where, problem) for problem in lost]
+            for where, remark in found:
+                _log.warning("data.%s: %s: %s", where, remark.where, remark.what)
 
     def _warn_of_foreign_names(self, name: str, dataset: SegmentationDataset) -> None:
         named = {class_name for class_name in dataset.class_ids.values() if class_name is not None}

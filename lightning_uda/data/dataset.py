@@ -120,6 +120,11 @@ class SegmentationDataset(ABC):
         """Number of images."""
 
     @property
+    def sets(self) -> tuple[SegmentationDataset, ...]:
+        """The sets that this one was put together of, in the order of the images; itself where it wasn't."""
+        return (self,)
+
+    @property
     def parts(self) -> tuple[int, ...]:
         """Number of images of each of the sets that this one was put together of, in the order of the images."""
         return (len(self),)

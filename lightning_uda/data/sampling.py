@@ -92,10 +92,8 @@ class WeightedParts(Sampling):
 
     @ranged(weights=NOT_NEGATIVE)
     def __init__(self, weights: Sequence[float]) -> None:
-        if not all(0 <= weight < np.inf for weight in weights) or not sum(weights) > 0:
-            raise ValueError(
-                f"WeightedParts: found weights={list(weights)}, expected numbers of at least 0, one above 0."
-            )
+        if not sum(weights) > 0:
+            raise ValueError(f"WeightedParts.weights: found {list(weights)}, expected one above 0.")
         self.weights = list(weights)
 
     def stream(self, origin: Origin, statistics: Callable[[], ClassStatistics]) -> WeightedStream:

@@ -46,6 +46,11 @@ class Concat(SegmentationDataset):
         self._ends = np.cumsum([len(dataset) for dataset in datasets])
 
     @property
+    def sets(self) -> tuple[SegmentationDataset, ...]:
+        """All sets; of one that was put together itself, those that it is of."""
+        return tuple(part for dataset in self.datasets for part in dataset.sets)
+
+    @property
     def parts(self) -> tuple[int, ...]:
         """Number of images of each set."""
         return tuple(len(dataset) for dataset in self.datasets)

@@ -15,7 +15,7 @@ from lightning_uda.data.check import absent_classes, padded_crops, require_usabl
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
 from lightning_uda.data.transforms import TrainTransform
-from lightning_uda.datasets import GTA5, Cityscapes
+from lightning_uda.datasets import GTA5, Cityscapes, Concat
 from lightning_uda.datasets.camvid import CamVid
 from lightning_uda.datasets.folder import FolderDataset
 from lightning_uda.label_spaces import CAMVID, LabelSpace
@@ -260,6 +260,20 @@ def test_masks_that_are_lost_as_void_are_warned_of_before_training(tmp_path, cap
         data.check_datasets("fit", ["source"])
     assert caplog.messages == [] if message is None else [caplog.messages[0].startswith(message)] == [True]
     assert len(caplog.messages) == (message is not None)
+
+
+def test_masks_of_one_of_several_sets_are_warned_of_with_its_number(tmp_path, caplog):
+    space = tmp_path / "space.yaml"
+    space.write_text("classes: [sky, road, car]")
+    labels = np.array([0, 1, 2, 7]), np.array([0, 7, 7, 7]), np.array([0, 255, 255, 255])
+    good, void, masks = (write_set(tmp_path / str(i), each.reshape(2, 2), [(2, 2)]) for i, each in enumerate(labels))
+    data = UDADataModule(str(space), source=Concat([good, Concat([void, masks])]), batch_size=1)
+    for _ in range(2):
+        data.check_datasets("fit", ["source"])
+    assert [message[:50] for message in caplog.messages] == [
+        "data.source, set 1: label maps: 75 % of the pixels",
+        "data.source, set 2: label maps: the label maps hol",
+    ]
 
 
 def test_what_a_set_remarks_of_itself_is_said_before_training(tmp_path, caplog):

@@ -65,7 +65,7 @@ def test_shares_of_the_samples_are_the_weights():
     with pytest.raises(ValueError, match=r"found 3 weights, but data.target is of 2 sets"):
         WeightedParts([1, 1, 1]).stream(Origin("target", both, None, TrainTransform(), 0), None)
     for weights in ([-1, 2], [0, 0], [float("nan"), 1], []):
-        with pytest.raises(ValueError, match="WeightedParts: found weights"):
+        with pytest.raises(ValueError, match=r"WeightedParts.weights: found"):
             WeightedParts(weights)
 
 
