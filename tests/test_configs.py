@@ -93,6 +93,11 @@ SMALL = {
     "hrda_resnet101_v1c": small_backbone("--model.network.backbone.name", "resnet18"),
 }
 """Options that bring a network of the papers down to one for a test."""
+SMALL_SCENES = [
+    *(part for name in ("source", "target", "val") for part in (f"--data.{name}.size", "[32, 64]")),
+    *(part for name in ("source", "target") for part in (f"--data.{name}_transform.crop", "[32, 64]")),
+]
+"""Options that give MiniCity's scenes for self-training in small."""
 SMALL_CROPS = ["--model.crop.size", "[32, 32]"]
 """The same for EHTDI's crops."""
 
@@ -130,7 +135,7 @@ def small_rounds(pair):
     """Options for self-training without a source checkpoint and, on MiniCity, with few target images to label."""
     return [
         *["--model.init_from", "null"],
-        *(["--data.source.length", "6", "--data.target.length", "4"] if pair == "minicity" else []),
+        *(["--data.source.length", "6", "--data.target.length", "4", *SMALL_SCENES] if pair == "minicity" else []),
     ]
 
 
@@ -174,7 +179,11 @@ def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatc
         for name in ("source", "target", "val"):
             arguments += [f"--data.{name}.root", camvid]
     if config.parent.name == "camvid_day_to_dusk":
-        arguments += SMALL["deeplab_v2_efficientnet_lite0"]
+        arguments += [*SMALL["deeplab_v2_efficientnet_lite0"], "--data.eval_transform.resize", "[48, 64]"]
+        for name in ("source_transform", "target_transform"):
+            arguments += [f"--data.{name}.resize", "[48, 64]"]
+            if read(config)["data"]["init_args"][name].get("class_path"):
+                arguments += [f"--data.{name}.crop", "[48, 64]"]
         if read(config)["data"]["init_args"]["source_sampling"]["class_path"] == "RareClass":
             arguments += ["--data.source_sampling.min_pixels", "0"]
     if config.parent.name == "folders":
