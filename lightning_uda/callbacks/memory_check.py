@@ -33,7 +33,7 @@ class MemoryCheck(Callback):
     "meta"), which takes no memory of the GPU and some seconds. The estimate holds the weights of student and teacher,
     the optimiser's states, the batch, and the most that the step keeps at once: activations, gradients and results in
     between. It leaves out the workspaces of cuDNN and the like, what the allocator can't use for its holes, copies of
-    gradients in DDP, and validation. Beside peaks measured on a GPU it was 0.98 to 1.08 times as
+    gradients in DDP, and validation. Beside peaks measured on a GPU it was 0.98 to 1.09 times as
     much (docs/performance.md). On a CPU nothing is looked at.
     """
 
