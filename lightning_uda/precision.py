@@ -42,14 +42,12 @@ class MetaAutocast(TorchFunctionMode):
 
     Args:
         half: The type of 16 bits; `None` changes nothing.
-        backward: Whether it is on around a backward pass, in which only what is computed again, as by activation
-            checkpointing, is cast.
     """
 
-    def __init__(self, half: torch.dtype | None, backward: bool = False) -> None:
+    def __init__(self, half: torch.dtype | None) -> None:
         super().__init__()
         self._half = half
-        self._backward = backward
+        self._backward = False
         self._cast: dict[int, Tensor] = {}  # weights, once for all calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,6 +59,12 @@ class MetaAutocast(TorchFunctionMode):
             elif func in _IN_FLOAT32:
                 args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
         return func(*args, **kwargs)
+
+    def take_back(self, loss: Tensor) -> None:
+        """A backward pass, in which only what is computed again, as by activation checkpointing, is cast."""
+        self._backward = True
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._backward = False
 
     def _halved(self, tensor: Tensor) -> Tensor:
         if tensor.dtype != torch.float32 or not tensor.is_meta:

@@ -62,6 +62,18 @@ def test_terms_of_all_kinds_are_estimated_in_mixed_precision(method):
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+def test_activations_of_one_view_at_a_time_are_estimated_too():
+    module = DACS(network=tiny_network(num_classes=19), label_space="cityscapes")
+    module.trainer = Trainer(accelerator="cpu", barebones=True)
+    optimizer = module.optimizer(module.student.parameter_groups())
+    module.trainer.strategy.connect(module)
+    module.trainer.optimizers = [optimizer]
+    steps = []
+    for module.backward_per_view in (False, True):
+        steps.append(step_memory(module, optimizer, batch("cpu"), torch.bfloat16).step)
+    assert steps[1] < 0.9 * steps[0]
+
+
 @pytest.mark.parametrize("there", [None, 10**12, 1000])
 def test_a_gpu_that_is_too_small_is_warned_of_once_before_the_first_step(there, monkeypatch, caplog):
     monkeypatch.setattr(memory_check, "available", lambda device: there)
