@@ -54,7 +54,7 @@ class Domain:
         ccd: Class centre distances, float64 (C,).
         pdd: Pixel-wise discrimination distances, float64 (C,).
         skipped: Pixels of each class that PDD leaves out, int64 (C,).
-        sample: Features (S, D) of up to 256 pixels of each class, and their classes (S,).
+        sample: Features (S, D) of some pixels of each class, and their classes (S,).
     """
 
     pixels: Tensor
@@ -106,7 +106,15 @@ def analyze(options: list[str], output: Path, num_images: int | None, with_tsne:
 
 
 @torch.no_grad()
-def measure(network: SegmentationNetwork, loader: DataLoader[Any], domain: str, seed: int) -> Domain:
+def measure(
+    network: SegmentationNetwork,
+    loader: DataLoader[Any],
+    domain: str,
+    seed: int,
+    *,
+    pixels_per_class: int = PIXELS_PER_CLASS,
+    progress: bool = True,
+) -> Domain:
     """Goes through the images of a domain twice, for the centres and for the distances from them.
 
     Args:
@@ -114,14 +122,16 @@ def measure(network: SegmentationNetwork, loader: DataLoader[Any], domain: str, 
         loader: As `UDADataModule.labelled_dataloader` gives it.
         domain: Its name, for the progress bar.
         seed: Of the sample of pixels.
+        pixels_per_class: Most pixels of each class in the sample.
+        progress: Whether progress bars are shown, on stderr.
     """
     centers = ClassCenters(network.num_classes)
-    sample = PixelSample(network.num_classes, PIXELS_PER_CLASS, seed)
-    for rows, labels in feature_pixels(network, loader, f"Centres of {domain}"):
+    sample = PixelSample(network.num_classes, pixels_per_class, seed)
+    for rows, labels in feature_pixels(network, loader, f"Centres of {domain}", progress):
         centers.update(rows, labels)
         sample.update(rows, labels)
     distances = ClassDistances(centers.compute())
-    for rows, labels in feature_pixels(network, loader, f"Distances in {domain}"):
+    for rows, labels in feature_pixels(network, loader, f"Distances in {domain}", progress):
         distances.update(rows, labels)
     features, classes = sample.compute()
     return Domain(
@@ -135,14 +145,14 @@ def measure(network: SegmentationNetwork, loader: DataLoader[Any], domain: str, 
 
 
 def feature_pixels(
-    network: SegmentationNetwork, loader: DataLoader[Any], title: str
+    network: SegmentationNetwork, loader: DataLoader[Any], title: str, progress: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels of the encoder's last level, batch by batch: features float32 (P, D), and classes int64 (P,).
 
     Masks are brought to the grid of the features by nearest neighbour.
     """
     device = next(network.parameters()).device
-    for batches in shown(loader, title, len(loader), progress=True):
+    for batches in shown(loader, title, len(loader), progress):
         for batch in batches:
             features = network.encode(to_float(batch["image"].to(device)))[-1]
             labels = subsample(batch["mask"].to(device), size_of(features))

@@ -13,6 +13,8 @@ from PIL import Image
 
 from lightning_uda.__main__ import main
 from lightning_uda.cli import run_trainer
+from lightning_uda.commands.feature_analysis import measure
+from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.loading import PartsCLI
 from lightning_uda.report import feature_figures
@@ -190,6 +192,16 @@ def test_tsne_keeps_neighbours_and_is_drawn(config, tmp_path):
     assert (distances.argmin(axis=1) % 2 == np.arange(120) % 2).all()
     main(["analyze", "--config", config, "--output", str(tmp_path / "out")])
     assert min(Image.open(tmp_path / "out/tsne.png").size) > 600
+
+
+def test_a_domain_can_be_measured_without_progress_and_with_few_pixels(capfd):
+    data = UDADataModule("camvid", source=TinyDataset(4), num_workers=0)
+    measured = measure(
+        tiny_network().eval(), data.labelled_dataloader("source"), "source", 0, pixels_per_class=2, progress=False
+    )
+    present = measured.pixels > 0
+    assert measured.sample[1].bincount(minlength=len(present)).tolist() == (2 * present).tolist()
+    assert capfd.readouterr().err == ""
 
 
 def test_the_similarity_figure_has_a_bar_and_a_number_for_each_class():
