@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ _IN_FLOAT32 = {
     *(Tensor.softmax, Tensor.log_softmax, Tensor.exp, Tensor.log, Tensor.pow, Tensor.sum, Tensor.prod, Tensor.norm),
 }
 _off = ContextVar("off", default=False)
+_half: ContextVar[torch.dtype | None] = ContextVar("half", default=None)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -33,6 +34,12 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
         return _switched_off()
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+def computed_again() -> AbstractContextManager[object]:
+    """For a backward pass that computes a part again, in which `MetaAutocast` is off: its casts as they are now."""
+    half = _half.get()
+    return nullcontext() if half is None else MetaAutocast(half)
 
 
 class MetaAutocast(TorchFunctionMode):
@@ -47,29 +54,33 @@ class MetaAutocast(TorchFunctionMode):
     def __init__(self, half: torch.dtype | None) -> None:
         super().__init__()
         self._half = half
-        self._backward = False
         self._cast: dict[int, Tensor] = {}  # weights, once for all calls
+
+    def __enter__(self) -> Self:
+        """Casts from here on."""
+        self._before = _half.set(self._half)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Casts no more."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _half.reset(self._before)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls a function with its arguments cast."""
         kwargs = kwargs or {}
-        if self._half is not None and not _off.get() and (torch.is_grad_enabled() or not self._backward):
+        if self._half is not None and not _off.get():
             if func in _IN_HALF:
                 args, kwargs = tree_map_only(Tensor, self._halved, (args, kwargs))
             elif func in _IN_FLOAT32:
                 args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
         return func(*args, **kwargs)
 
-    def take_back(self, loss: Tensor) -> None:
-        """A backward pass, in which only what is computed again, as by activation checkpointing, is cast."""
-        self._backward = True
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._backward = False
-
     def _halved(self, tensor: Tensor) -> Tensor:
         if tensor.dtype != torch.float32 or not tensor.is_meta:
             return tensor
-        if not isinstance(tensor, nn.Parameter) or self._backward:
+        if not isinstance(tensor, nn.Parameter):
             return tensor.to(self._half)
         key = id(tensor)
         if key not in self._cast or (tensor.requires_grad and torch.is_grad_enabled() > self._cast[key].requires_grad):

@@ -113,14 +113,15 @@ def step_memory(
     tensors = [*module.parameters(), *module.buffers()]
     shapes = {id(tensor): _without_numbers(tensor) for tensor in tensors}
     twin = copy.deepcopy(module, dict(shapes))
-    casting = MetaAutocast(half)
-    given = {"trainer": module._trainer, "global_means": False, "log_step": _nothing, "_take_back": casting.take_back}
+    given = {"trainer": module._trainer, "global_means": False, "log_step": _nothing, "_take_back": Tensor.backward}
     for name, value in given.items():
         setattr(twin, name, value)
     meta_batch = tree_map_only(Tensor, _without_numbers, batch)
     used = _Peak([*shapes.values(), *(leaf for leaf in tree_leaves(meta_batch) if isinstance(leaf, Tensor))])
-    with used, torch.random.fork_rng(devices=()), torch.compiler.set_stance("force_eager"), casting:
-        casting.take_back(cast(Tensor, twin.training_step(meta_batch, 0)))
+    with used, torch.random.fork_rng(devices=()), torch.compiler.set_stance("force_eager"):
+        with MetaAutocast(half):
+            loss = cast(Tensor, twin.training_step(meta_batch, 0))
+        loss.backward()  # type: ignore[no-untyped-call]
     states = _states_of(optimizer, shapes)
     return StepMemory(_bytes_of(tensors), _bytes_of(states), _bytes_of(tree_leaves(batch)), used.peak)
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_uda.precision import computed_again
+
 
 def recompute(block: nn.Module) -> None:
     """Has a block forget what it computed inside in the forward pass and compute it again in the backward pass.
@@ -32,7 +34,13 @@ def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _statistics_kept(block)
+    return nullcontext(), _as_before(block, computed_again())
+
+
+@contextmanager
+def _as_before(block: nn.Module, precision: AbstractContextManager[object]) -> Iterator[None]:
+    with _statistics_kept(block), precision:
+        yield
 
 
 @contextmanager

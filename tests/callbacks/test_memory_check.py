@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW
 from lightning_uda.callbacks import MemoryCheck, memory_check
 from lightning_uda.callbacks.memory_check import available, step_memory
 from lightning_uda.methods import DACS, DSP, EHTDI, T2SDA, DAFormer, SourceOnly
+from lightning_uda.networks.checkpointing import recompute
 from tests.callbacks.test_finite_check import QUIET
 from tests.fixtures.tiny import tiny_data, tiny_network
 from tests.methods.test_step_costs import batch
@@ -72,6 +73,17 @@ def test_activations_of_one_view_at_a_time_are_estimated_too():
     for module.backward_per_view in (False, True):
         steps.append(step_memory(module, optimizer, batch("cpu"), torch.bfloat16).step)
     assert steps[1] < 0.9 * steps[0]
+
+
+def test_blocks_that_are_computed_again_are_estimated_in_mixed_precision():
+    steps = []
+    for again in (False, True):
+        module = SourceOnly(network=tiny_network(num_classes=19), label_space="cityscapes")
+        if again:
+            recompute(module.student.backbone)
+        optimizer = module.optimizer(module.student.parameter_groups())
+        steps.append(step_memory(module, optimizer, batch("cpu"), torch.bfloat16).step)
+    assert steps[1] == pytest.approx(steps[0], rel=0.1)  # one small block, which is whole again at the end
 
 
 @pytest.mark.parametrize("there", [None, 10**12, 1000])
