@@ -82,8 +82,9 @@ def everywhere(metric: str, rows: Rows) -> bool:
 def line(title: str, scores: Sequence[Score]) -> str:
     """A row of a table; the last of the scores are minutes."""
     *shown, minutes = scores
+    took = f"{minutes.value.mean:.1f}" if minutes.value.count else ""
     cells = (f"{spread(each.value)} | {spread(each.difference, '+') if each.difference else ''}" for each in shown)
-    return f"| {title} | {' | '.join(cells)} | {minutes.value.count} | {minutes.value.mean or 0:.1f} |"
+    return f"| {title} | {' | '.join(cells)} | {shown[0].value.count} | {took} |"
 
 
 def order_line(step: OrderStep, titles: dict[str, str]) -> str:

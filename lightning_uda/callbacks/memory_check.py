@@ -48,6 +48,7 @@ class MemoryCheck(Callback):
         there = available(trainer.strategy.root_device)
         if there is None or not trainer.is_global_zero:
             return
+        _log.info("estimating what a step needs of the GPU's memory, some seconds for a large network")
         try:
             needed = step_memory(pl_module, trainer.optimizers[0], batch, _HALF.get(str(trainer.precision)))
         except Exception as error:  # whatever a network of one's own does without numbers; training may go on
