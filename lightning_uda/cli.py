@@ -216,9 +216,9 @@ class UDACLI(LightningCLI):
         self.config_init = self._made(without=("data",))
         self.model = self._get(self.config_init, "model")
         self.model.require_what_terms_need()
-        if self.subcommand == "fit":
-            self.model.require_steps(self.config_init[self.subcommand]["trainer"]["max_steps"])
         self.trainer = self.instantiate_trainer()
+        if self.subcommand == "fit":
+            self.model.require_steps(self.trainer.max_steps)
         require_monitored(self.model, self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def _made(self, without: Sequence[str]) -> Namespace:

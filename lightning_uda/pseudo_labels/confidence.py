@@ -102,7 +102,7 @@ class BatchConfidence(ConfidenceWeighting):
 
     def share(self, confident: Tensor) -> Tensor:
         """One weight for the batch, shape (1, 1, 1)."""
-        return mean_over_ranks(confident.count_nonzero() / confident.numel()).view(1, 1, 1)
+        return mean_over_ranks(confident.count_nonzero().float() / confident.numel()).view(1, 1, 1)
 
 
 class ImageConfidence(ConfidenceWeighting):
