@@ -6,7 +6,6 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-QUICK = "quickstart"
 LARGEST = 300_000  # bytes
 NOISE = ("/tmp/", "/home/", "/root/", "/work/", "Warning", "it/s]")
 
@@ -32,16 +31,8 @@ def noise_in(outputs):
     return [*found, *(word for word in NOISE if word in text)]
 
 
-def test_the_quick_start_runs():
-    (path,) = (path for path in NOTEBOOKS if path.stem == QUICK)
-    outputs = executed(path)
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    assert "mIoU" in json.dumps(outputs)
-    assert noise_in(outputs) == []
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != QUICK], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_draws(path):
     outputs = executed(path)
     assert any("image/png" in output.get("data", {}) for output in outputs)

@@ -557,7 +557,14 @@ def shipped_points(path, **options):
     return read_grid(path, **options).points
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+ALIKE = ("t2sda", "minicity_mit")
+"""Grids whose options are those of others, for other networks and sizes."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in ALIKE), id=path.stem) for path in SHIPPED],
+)
 def test_shipped_grids_are_accepted_by_the_command_line(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = read_grid(path, seeds=[0])
