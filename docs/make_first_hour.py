@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,12 @@ STEPS = (
         ("lightning-uda predict --ckpt_path runs/folders/dacs --images target/images --output predictions",),
     ),
 )
+INTRODUCTION = (
+    "What a newcomer types and sees, from an empty environment to labels for new images. Recorded by `python "
+    "docs/make_first_hour.py` on two CPU cores without a GPU; the folders were made of MiniCity's scenes: 300 "
+    "labelled source images, 200 target images without labels, 60 labelled ones to score, 96 x 192. With a GPU, "
+    "leave out the options from `--model.network` on: the configs' own values are for real frames."
+)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -111,10 +118,7 @@ def main() -> None:
         page = [
             "# The first hour",
             "",
-            "What a newcomer types and sees, from an empty environment to labels for new images. Recorded by `python "
-            "docs/make_first_hour.py` on two CPU cores without a GPU; the folders were made of MiniCity's scenes: 300 "
-            "labelled source images, 200 target images without labels, 60 labelled ones to score, 96 x 192. With a "
-            "GPU, leave out the options from `--model.network` on: the configs' own values are for real frames.",
+            textwrap.fill(INTRODUCTION, 120),
             "",
             "## Install",
             "",
