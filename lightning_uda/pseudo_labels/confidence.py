@@ -101,8 +101,8 @@ class BatchConfidence(ConfidenceWeighting):
     """
 
     def share(self, confident: Tensor) -> Tensor:
-        """One weight for the batch, shape (1, 1, 1)."""
-        return mean_over_ranks(confident.count_nonzero().float() / confident.numel()).view(1, 1, 1)
+        """One weight for the batch, a scalar."""
+        return mean_over_ranks(confident.count_nonzero().float() / confident.numel())
 
 
 class ImageConfidence(ConfidenceWeighting):
