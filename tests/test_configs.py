@@ -172,7 +172,30 @@ def small_folders(content):
     return arguments
 
 
-@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def parts_of(content, option=""):
+    """Each option of a config that names a class, with the class."""
+    if isinstance(content, list):
+        for element in content:
+            yield from parts_of(element, option)
+    elif isinstance(content, dict):
+        if "class_path" in content:
+            yield option, content["class_path"]
+        for name, value in content.items():
+            yield from parts_of(value, option if name == "init_args" else name)
+
+
+def experiments():
+    """All experiments; those of a folder's method whose every part stands in one before are left to the slow tests."""
+    seen = set()
+    for config in EXPERIMENTS:
+        content = read(config)
+        found = {*parts_of(content), (config.parent.name, content["model"]["class_path"])}
+        marks = [pytest.mark.slow] if found <= seen else []
+        yield pytest.param(config, id=str(config.relative_to(CONFIGS)), marks=marks)
+        seen |= found
+
+
+@pytest.mark.parametrize("config", experiments())
 def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatch):
     arguments = ["fit", "--config", str(config), *FAST]
     if config.parent.name in ("camvid_day_to_dusk", "folders"):

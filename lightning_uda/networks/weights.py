@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import metadata, packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -251,13 +251,17 @@ def folder_of_weights() -> Path | None:
 
 
 def licence_of(source: str | Path) -> str:
-    """The licence of a file of weights, in words: what the package that ships it states."""
+    """The licence of a file of weights, in words: what the package that ships it states, or its licence's first line."""
     package = str(source).removeprefix(_PACKAGE)
-    distributions = packages_distributions().get(package, ()) if package != str(source) else ()
-    for distribution in distributions:
-        stated = metadata(distribution).json
-        if found := stated.get("license_expression") or stated.get("license"):
-            return str(found).strip().splitlines()[0]
+    names = packages_distributions().get(package, ()) if package != str(source) else ()
+    for shipping in map(distribution, names):
+        stated = shipping.metadata.json
+        found = stated.get("license_expression") or stated.get("license")
+        if found in (None, "", "UNKNOWN"):  # the last is what setuptools writes where none is stated
+            files = (file for file in shipping.files or () if file.name.upper().startswith(("LICENSE", "LICENCE")))
+            found = next((file.read_text() for file in files), None)
+        if found:
+            return str(found).strip().splitlines()[0].strip()
     return "not stated by the file"
 
 

@@ -240,6 +240,23 @@ def test_licences_are_those_that_packages_state():
     assert weights.licence_of("timm/file.pth") == "not stated by the file"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("\n  Apache License\n  Version 2.0\n", "Apache License"), (None, "not stated by the file")]
+)
+def test_a_package_that_states_no_licence_is_known_by_its_licence_file(text, said, tmp_path, monkeypatch):
+    folder = tmp_path / "shipped-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: shipped\nVersion: 1.0\nLicense: UNKNOWN\n")
+    (folder / "top_level.txt").write_text("shipped_weights\n")
+    files = ["METADATA", "top_level.txt"]
+    if text is not None:
+        (folder / "LICENSE").write_text(text)
+        files.append("LICENSE")
+    (folder / "RECORD").write_text("".join(f"{folder.name}/{name},,\n" for name in files))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert weights.licence_of("package:shipped_weights") == said
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
 @pytest.mark.parametrize("end", ["pth", "safetensors"])
 def test_unreadable_file(tmp_path, content, end):
