@@ -353,7 +353,7 @@ def _parsed_and_run(arguments: list[str], kind: type[UDACLI]) -> UDACLI:
         UDAModule,
         UDADataModule,
         save_config_callback=SaveConfig,
-        trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+        trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False},
         seed_everything_default=0,
         parser_kwargs={
             "prog": "lightning-uda",

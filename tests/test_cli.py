@@ -52,7 +52,6 @@ def config(tmp_path, monkeypatch):
             "check_val_every_n_epoch": None,
             "log_every_n_steps": 1,
             "enable_progress_bar": False,
-            "enable_model_summary": False,
         },
     }
     path = tmp_path / "config.yaml"

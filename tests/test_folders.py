@@ -15,8 +15,6 @@ TINY = [
     *(
         "--trainer.accelerator",
         "cpu",
-        "--trainer.enable_model_summary",
-        "false",
         "--trainer.enable_progress_bar",
         "false",
     ),

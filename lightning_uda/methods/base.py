@@ -382,7 +382,12 @@ class UDAModule(LightningModule, ABC):
     def notes(self) -> list[str]:
         """Sentences on how the run trains that its report shows; those that begin with "warning: " stand out."""
         network = self.student
-        notes = [f"optimiser: {describe_updates(self.trainer.optimizers[0])}", *network.notes()]
+        trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+        notes = [
+            f"network: {type(network).__name__}, {trained / 1e6:.3g} million trained parameters",
+            f"optimiser: {describe_updates(self.trainer.optimizers[0])}",
+            *network.notes(),
+        ]
         if self._origin is not None:
             notes.append(self._origin)
         elif network.random_weights or self._started_at_random:

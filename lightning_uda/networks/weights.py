@@ -251,7 +251,7 @@ def folder_of_weights() -> Path | None:
 
 
 def licence_of(source: str | Path) -> str:
-    """The licence of a file of weights, in words: what the package that ships it states, or its licence's first line."""
+    """The licence of a file of weights, in words: what its package states, or its licence begins with."""
     package = str(source).removeprefix(_PACKAGE)
     names = packages_distributions().get(package, ()) if package != str(source) else ()
     for shipping in map(distribution, names):

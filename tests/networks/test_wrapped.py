@@ -209,7 +209,7 @@ def one_step(network):
         "model": {"class_path": "DACS", "init_args": {"network": network}},
         "trainer": {
             **{"max_steps": 1, "log_every_n_steps": 1, "accelerator": "cpu", "enable_checkpointing": False},
-            **{"enable_model_summary": False, "check_val_every_n_epoch": None},
+            "check_val_every_n_epoch": None,
         },
     }
 
