@@ -349,22 +349,26 @@ def run_trainer(arguments: list[str], kind: type[UDACLI] = UDACLI) -> UDACLI:
 
 
 def _parsed_and_run(arguments: list[str], kind: type[UDACLI]) -> UDACLI:
-    return kind(
+    all_commands = kind.subcommands()
+    commands = {name: all_commands[name] for name in arguments[:1] if name in all_commands} or all_commands
+    usages = {name: f"lightning-uda {name} --config FILE [options]" for name in commands}
+    if "predict" in commands:
+        usages["predict"] += f"\n       lightning-uda {_OF_FILES}"
+    # The parsers of the other commands, which each take a while to make, aren't made.
+    of_command = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: commands)})
+    made: UDACLI = of_command(
         UDAModule,
         UDADataModule,
         save_config_callback=SaveConfig,
         trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False},
         seed_everything_default=0,
-        parser_kwargs={
-            "prog": "lightning-uda",
-            **{name: {"usage": f"lightning-uda {name} --config FILE [options]"} for name in UDACLI.subcommands()},
-            "predict": {"usage": f"lightning-uda predict --config FILE [options]\n       lightning-uda {_OF_FILES}"},
-        },
+        parser_kwargs={"prog": "lightning-uda", **{name: {"usage": usage} for name, usage in usages.items()}},
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=arguments,
         auto_configure_optimizers=False,
     )
+    return made
 
 
 def streams_of(class_path: str) -> Sequence[str]:

@@ -41,6 +41,14 @@ class OptionParser(LightningArgumentParser):
                 _give_folder(run["trainer.logger"], run.get("output"))
         super().validate(namespace, *args, **kwargs)
 
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Options as text, not checked again after parsing, which takes several times as long."""
+        return str(super().dump(*args, **{"skip_validation": True, **kwargs}))
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Writes options to a file, not checked again either."""
+        super().save(*args, **{"skip_validation": True, **kwargs})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with status 2 and a message."""
         if not self.exit_on_error:

@@ -77,9 +77,24 @@ def model_of(*options):
 
 
 def pairs():
+    """Every file over every other of its folder; all but those over the file before are left to the slow tests."""
     for option, folder in AXES.items():
-        for first, second in permutations(sorted(folder.glob("*.yaml")), 2):
-            yield pytest.param(option, first, second, id=f"{second.stem}-over-{first.stem}")
+        files = sorted(folder.glob("*.yaml"))
+        neighbours = set(zip([files[-1], *files], files, strict=False))
+        for first, second in permutations(files, 2):
+            marks = [] if (first, second) in neighbours else [pytest.mark.slow]
+            yield pytest.param(option, first, second, id=f"{second.stem}-over-{first.stem}", marks=marks)
+
+
+def self_training_rows():
+    """Experiments of self-training, each the first of those that differ in no more than network and data."""
+    seen = []
+    for path in SELF_TRAINING:
+        model = read(path)["model"]
+        del model["init_args"]["network"]
+        marks = [pytest.mark.slow] if model in seen else []
+        yield pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=marks)
+        seen.append(model)
 
 
 @pytest.mark.parametrize(("option", "first", "second"), pairs())
@@ -99,7 +114,7 @@ def test_rounds_name_every_part(path, tmp_path):
     assert {*OTHER_ROUNDS["init_args"]} == {*named} == {*alone["init_args"]} - {"accuracy"}
 
 
-@pytest.mark.parametrize("path", SELF_TRAINING, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", self_training_rows())
 def test_a_self_training_experiment_names_every_part(path, tmp_path, monkeypatch):
     """Its rounds, loss and test-time inference; the network is another axis."""
     model = read(path)["model"]

@@ -109,7 +109,7 @@ for method in sys.argv[1:]:
 def test_a_dataset_of_a_cell_is_refused_where_processes_start_empty():
     # `python -c`, as a notebook, has a `__main__` that is no file
     command = [sys.executable, "-c", CELL, "spawn", "forkserver", "fork"]
-    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout.splitlines()
     for line, method in zip(lines, ("spawn", "forkserver"), strict=False):
         assert line == (
             f"{method} WorkerError Found Night, defined in a notebook or console, but processes of the data loader "
