@@ -17,8 +17,9 @@ def allow_includes() -> None:
     """Lets YAML files of the command line's parser include others; `lightning_uda.cli` calls it when it is imported.
 
     In `include: FILE`, or a list of files, a path is relative to the file that it stands in; where no file has it, the
-    short name of a shipped config will do, such as `minicity/dacs`. What stands beside the key
-    goes over what is included, mapping by mapping; a part of another class, a list or `null` replaces what was there.
+    short name of a shipped config will do, such as `minicity/dacs`. What stands beside the key goes over what is
+    included, mapping by mapping; a part of another class, a list or `null` replaces what was there, but a list under
+    the key's name with a plus sign, such as `callbacks+`, goes behind it.
     Plain paths in included files are taken relative to the file that includes, as those of one folder.
     """
     load = get_loader("yaml")
@@ -66,9 +67,24 @@ def resolve(node: Any, folder: Path, load: Callable[[str], Any], above: tuple[Pa
 
 
 def overlay(base: Any, over: Any) -> Any:
-    """`over` on `base`: mappings are merged key by key, unless they name different classes; all else is replaced."""
+    """`over` on `base`: mappings are merged key by key, unless they name different classes; all else is replaced.
+
+    What `over` has under a key that ends in a plus sign goes behind the list that `base` has under the key with or
+    without it.
+    """
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return over
     if "class_path" in over and over["class_path"] != base.get("class_path", over["class_path"]):
         return over
-    return {**base, **{key: overlay(base[key], value) if key in base else value for key, value in over.items()}}
+    merged = dict(base)
+    for key, value in over.items():
+        plain = key.removesuffix("+")
+        if key != plain and (base_key := plain if plain in base else key) in base:
+            merged[base_key] = [*_elements(base[base_key]), *_elements(value)]
+        else:
+            merged[key] = overlay(base[key], value) if key in base else value
+    return merged
+
+
+def _elements(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -34,6 +34,33 @@ def test_a_part_of_another_class_or_null_replaces_the_part(tmp_path):
     assert overlay({"part": part}, {"part": {"class_path": "A"}}) == {"part": part}
 
 
+@pytest.mark.parametrize(
+    ("base", "merged"),
+    [
+        ({"callbacks": ["a", "b"]}, {"callbacks": ["a", "b", "c"]}),
+        ({"callbacks": "a"}, {"callbacks": ["a", "c"]}),
+        ({"callbacks": None}, {"callbacks": ["c"]}),
+        ({"callbacks+": ["a"]}, {"callbacks+": ["a", "c"]}),
+        ({}, {"callbacks+": ["c"]}),
+    ],
+)
+def test_a_key_with_a_plus_sign_adds_to_the_list(base, merged):
+    assert overlay({"trainer": base}, {"trainer": {"callbacks+": ["c"]}}) == {"trainer": merged}
+
+
+def test_the_command_line_adds_to_included_callbacks(tmp_path, capsys):
+    row = {"include": "minicity/dacs", "trainer": {"callbacks+": [{"class_path": "AdaptBatchNorm"}]}}
+    write(tmp_path, row=row)
+
+    def callbacks(config):
+        with pytest.raises(SystemExit):
+            run_trainer(["fit", "--config", str(config), "--print_config"])
+        found = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"] or []
+        return [callback["class_path"].rpartition(".")[2] for callback in found]
+
+    assert callbacks(tmp_path / "row.yaml") == [*callbacks("minicity/dacs"), "AdaptBatchNorm"]
+
+
 def test_paths_are_relative_to_the_file_they_stand_in(tmp_path):
     (tmp_path / "method").mkdir()
     write(tmp_path, sgd={"lr": 1})
