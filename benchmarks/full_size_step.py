@@ -1,10 +1,10 @@
 """Time and memory of steps at the papers' sizes: `python benchmarks/full_size_step.py`, on a GPU if there is one.
 
 Methods with a network at its real size, random weights and random images of the crop size, `--images` of each domain:
-the algorithm, its terms, backward, the optimiser's and the teacher's step, on one thread. First steps aren't counted.
+the algorithm, its terms, backward, the optimiser's and the teacher's step, on one thread.
 
 On a CPU every method has a process of its own; time is its CPU time, which other work beside it changes little, memory
-its peak (Linux). On a GPU each is tried by
+its peak (Linux), and both are said after every step. On a GPU the first steps aren't counted, and methods follow
 recipes: "fp32" without TF32, "tf32" in convolutions and matrix products, "bf16" (`--trainer.precision bf16-mixed`, TF32
 where autocasting leaves float32), then with cuDNN's search for the fastest algorithms ("benchmark"), in the memory
 format channels_last, and with the backbones compiled. "faster" is against the first recipe; "network" is what the
@@ -69,7 +69,7 @@ RECIPES = (
     "bf16+compile",
 )
 COLUMNS = ("method", "crop", "recipe", "ms", "faster", "network", "peak GB", "syncs")
-WARM_UP = {"cpu": 1, "cuda": 4}  # jitter and blur come and go with the step
+WARM_UP = 4  # jitter and blur come and go with the step
 PASSES = ("outputs_for_training", "outputs", "encode", "logits_and_levels", "forward")
 """The ways into a network."""
 
@@ -158,14 +158,17 @@ class Run:
         self.number += 1
 
     def seconds(self, function, count):
-        """Median time of calls: wall time on a GPU, CPU time on a CPU."""
+        """Median wall time of calls; CPU time on a CPU, where each call is said."""
         times, clock = [], time.process_time if self.device == "cpu" else time.perf_counter
-        for _ in range(count):
+        for number in range(count):
             start = clock()
             function()
             if self.device == "cuda":
                 torch.cuda.synchronize()
             times.append(clock() - start)
+            if self.device == "cpu":
+                said = f"step {number}: {times[-1]:.1f} s, {resident('VmHWM') / 1000:.1f} GB so far"
+                print(said, file=sys.stderr, flush=True)
         return statistics.median(times)
 
     def syncs(self):
@@ -223,10 +226,10 @@ class Run:
 def measured(run, recipe, steps, share):
     """Milliseconds of a step, share of the network, peak in GB and syncs by a recipe."""
     run.use(recipe)
-    for _ in range(WARM_UP[run.device]):
-        run.step()
     if run.device == "cpu":
         return [1000 * run.seconds(run.step, steps), None, resident("VmHWM") / 1000, None]
+    for _ in range(WARM_UP):
+        run.step()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     seconds = run.seconds(run.step, steps)
@@ -246,7 +249,7 @@ def measured_apart(name, options):
         "--methods",
         name,
         "--steps",
-        str(options.steps or 1),
+        str(options.steps or 2),
         "--images",
         str(options.images),
     ]
@@ -288,7 +291,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["fp32", "bf16+benchmark"])
     parser.add_argument("--images", type=int, default=2, help="images of each domain in a step")
-    parser.add_argument("--steps", type=int, help="steps that are timed; 1 on a CPU, 12 on a GPU")
+    parser.add_argument("--steps", type=int, help="steps that are timed; 2 on a CPU, 10 on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--checkpointing", action="store_true", help="blocks of the backbone are computed again")
     parser.add_argument("--per_view", action="store_true", help="model.backward_per_view")
