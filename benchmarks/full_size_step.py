@@ -1,9 +1,10 @@
 """Time and memory of steps at the papers' sizes: `python benchmarks/full_size_step.py`, on a GPU if there is one.
 
-Methods with a network at its real size, random weights and two random images of each domain of the crop size: the
-algorithm, its terms, backward, the optimiser's and the teacher's step, on one thread. The first steps aren't counted.
+Methods with a network at its real size, random weights and random images of the crop size, `--images` of each domain:
+the algorithm, its terms, backward, the optimiser's and the teacher's step, on one thread.
 
-On a CPU every method has a process of its own; memory is the peak of the process (Linux). On a GPU each is tried by
+On a CPU every method has a process of its own; time is its CPU time, which other work beside it changes little, memory
+its peak (Linux), and both are said after every step. On a GPU the first steps aren't counted, and methods follow
 recipes: "fp32" without TF32, "tf32" in convolutions and matrix products, "bf16" (`--trainer.precision bf16-mixed`, TF32
 where autocasting leaves float32), then with cuDNN's search for the fastest algorithms ("benchmark"), in the memory
 format channels_last, and with the backbones compiled. "faster" is against the first recipe; "network" is what the
@@ -68,7 +69,7 @@ RECIPES = (
     "bf16+compile",
 )
 COLUMNS = ("method", "crop", "recipe", "ms", "faster", "network", "peak GB", "syncs")
-WARM_UP = {"cpu": 1, "cuda": 4}  # jitter and blur come and go with the step
+WARM_UP = 4  # jitter and blur come and go with the step
 PASSES = ("outputs_for_training", "outputs", "encode", "logits_and_levels", "forward")
 """The ways into a network."""
 
@@ -99,8 +100,8 @@ def module_of(name, checkpointing=False):
     return module, side
 
 
-def batch_of(side, device):
-    """Two random images of every stream, with labels in squares."""
+def batch_of(count, side, device):
+    """Random images of every stream, with labels in squares."""
 
     def images(*shape):
         image = torch.randint(0, 256, (*shape, 3, side, side), dtype=torch.uint8)
@@ -109,21 +110,21 @@ def batch_of(side, device):
         return {"image": image.to(device), "mask": mask.to(device)}
 
     return {
-        "source": images(2),
-        "target": {"image": images(2)["image"]},
-        "template": images(2),
-        "tail": images(2, 2),
-        "union": {**images(2), "is_target": torch.tensor([0, 1], device=device)},
+        "source": images(count),
+        "target": {"image": images(count)["image"]},
+        "template": images(count),
+        "tail": images(count, 2),
+        "union": {**images(count), "is_target": torch.arange(count, device=device) % 2},
     }
 
 
 class Run:
     """Training steps of a method on a device."""
 
-    def __init__(self, name, device, checkpointing=False, per_view=False):
+    def __init__(self, name, device, options):
         torch.manual_seed(0)
-        module, side = module_of(name, checkpointing)
-        module.backward_per_view = per_view
+        module, side = module_of(name, options.checkpointing)
+        module.backward_per_view = options.per_view
         module.trainer = Trainer(accelerator=device, devices=1, barebones=True)
         self.device, self.module = device, module.to(device)
         self.networks = [module.student, *([module.teacher] if hasattr(module, "teacher") else [])]
@@ -132,7 +133,7 @@ class Run:
         module.trainer.strategy.connect(module)
         module.trainer.optimizers = [self.optimizer]
         self.ema = EMATeacher() if len(self.networks) > 1 else None
-        self.batch, self.number, self.precision = batch_of(side, device), 0, nullcontext
+        self.batch, self.number, self.precision = batch_of(options.images, side, device), 0, nullcontext
 
     def use(self, recipe):
         """Follows a recipe from now on; compiled networks stay so."""
@@ -157,14 +158,17 @@ class Run:
         self.number += 1
 
     def seconds(self, function, count):
-        """Median wall time of calls."""
-        times = []
-        for _ in range(count):
-            start = time.perf_counter()
+        """Median wall time of calls; CPU time on a CPU, where each call is said."""
+        times, clock = [], time.process_time if self.device == "cpu" else time.perf_counter
+        for number in range(count):
+            start = clock()
             function()
             if self.device == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
+            if self.device == "cpu":
+                said = f"step {number}: {times[-1]:.1f} s, {resident('VmHWM') / 1000:.1f} GB so far"
+                print(said, file=sys.stderr, flush=True)
         return statistics.median(times)
 
     def syncs(self):
@@ -222,10 +226,10 @@ class Run:
 def measured(run, recipe, steps, share):
     """Milliseconds of a step, share of the network, peak in GB and syncs by a recipe."""
     run.use(recipe)
-    for _ in range(WARM_UP[run.device]):
-        run.step()
     if run.device == "cpu":
         return [1000 * run.seconds(run.step, steps), None, resident("VmHWM") / 1000, None]
+    for _ in range(WARM_UP):
+        run.step()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     seconds = run.seconds(run.step, steps)
@@ -245,7 +249,9 @@ def measured_apart(name, options):
         "--methods",
         name,
         "--steps",
-        str(options.steps or 1),
+        str(options.steps or 2),
+        "--images",
+        str(options.images),
     ]
     command += ["--checkpointing"] * options.checkpointing + ["--per_view"] * options.per_view
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -258,7 +264,7 @@ def rows_of(name, options):
     if options.device == "cpu":
         yield cells_of(name, "fp32", None, *measured_apart(name, options))
         return
-    run, first = Run(name, "cuda", options.checkpointing, options.per_view), None
+    run, first = Run(name, "cuda", options), None
     for recipe in options.recipes:
         try:
             figures = measured(run, recipe, options.steps or 10, options.share)
@@ -284,7 +290,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["fp32", "bf16+benchmark"])
-    parser.add_argument("--steps", type=int, help="steps that are timed; 1 on a CPU, 12 on a GPU")
+    parser.add_argument("--images", type=int, default=2, help="images of each domain in a step")
+    parser.add_argument("--steps", type=int, help="steps that are timed; 2 on a CPU, 10 on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--checkpointing", action="store_true", help="blocks of the backbone are computed again")
     parser.add_argument("--per_view", action="store_true", help="model.backward_per_view")
@@ -296,12 +303,12 @@ def main():
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if options.one:
-        run = Run(options.methods[0], "cpu", options.checkpointing, options.per_view)
+        run = Run(options.methods[0], "cpu", options)
         print(json.dumps(measured(run, "fp32", options.steps, share=False)))
         return
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread"
     said = ", checkpointing" * options.checkpointing + ", backward per view" * options.per_view
-    table = Table(title=f"Steps of two images of each domain, {where}, torch {torch.__version__}{said}")
+    table = Table(title=f"Steps of {options.images} images of each domain, {where}, torch {torch.__version__}{said}")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("method", "recipe") else "right")
     start = time.monotonic()

@@ -154,7 +154,8 @@ class Step:
     """What a method's algorithm works on.
 
     Attributes:
-        batch: The streams: "image" uint8 (N, 3, H, W) and, of labelled ones, "mask" uint8 (N, H, W) of train ids.
+        batch: The streams: "image" uint8 (N, 3, H, W) and, of labelled ones, "mask" uint8 (N, H, W) of train ids; of
+            target images with margins "valid" uint8 (N, H, W), 1 where pseudo-labels count.
         generator: Source of all randomness of the step, on the CPU.
         student: The network that learns.
         views: What it saw so far, by name.

@@ -122,6 +122,8 @@ def small_benchmark(config, top):
     crop, image = ("[64, 64]", "[64, 128]") if network["class_path"] == "HRDA" else ("[32, 32]", "[32, 64]")
     for name in ("source", "target"):
         arguments += [f"--data.{name}_transform.resize", image, f"--data.{name}_transform.crop", crop]
+    if data.get("target_margins") is not None:
+        arguments += ["--data.target_margins.top", "1", "--data.target_margins.bottom", "4"]
     if config.stem.startswith("ehtdi"):
         arguments += SMALL_CROPS
     if data["source_sampling"]["class_path"] == "RareClass":

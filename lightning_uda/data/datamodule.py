@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from lightning_uda.data.cache import CachedDataset, CacheFormat, build_caches
 from lightning_uda.data.check import counted, require_usable, suspicious_masks
 from lightning_uda.data.dataset import DatasetError, SegmentationDataset, SizeLimit
+from lightning_uda.data.margins import Margins
 from lightning_uda.data.sampling import Origin, Sampling, Shuffled
 from lightning_uda.data.sizes import crop_sizes, require_pairable, require_stackable
 from lightning_uda.data.statistics import ClassStatistics, class_statistics
@@ -39,7 +40,8 @@ class UDADataModule(LightningDataModule):
     """Training batches of paired streams, and evaluation over labelled target images.
 
     A training batch is `{"source": {"image", "mask"}, "target": {"image"}}`: images uint8 (B, 3, H, W) RGB, masks
-    uint8 (B, H, W) of train ids with 255 = void. Labels of the target set are never opened for training. An evaluation
+    uint8 (B, H, W) of train ids with 255 = void. Labels of the target set are never opened for training; with
+    `target_margins` its images come with "valid", uint8 (B, H, W), which is 1 where pseudo-labels count. An evaluation
     batch is `{"image", "mask", "name"}`, a prediction batch `{"image", "name", "size", "frame"}`, with "original" if
     `keep_originals` is set: the images as they are in their files.
 
@@ -55,6 +57,8 @@ class UDADataModule(LightningDataModule):
             for; transformed as the target's.
         source_transform: Geometry of source images.
         target_transform: Geometry of target images.
+        target_margins: Rows and columns at the borders of whole target images, after resizing, in which pseudo-labels
+            don't count; read by DAFormer and T2S-DA. Padding doesn't count then either. `None` hands none on.
         eval_transform: Geometry of evaluation images; prediction uses its `resize` too.
         source_sampling: Which source images and crops the stream "source" shows: `Shuffled` or `RareClass`.
         target_sampling: The same for the stream "target", whose labels aren't read, so that it takes `Shuffled`.
@@ -87,6 +91,7 @@ class UDADataModule(LightningDataModule):
         labelled_target: SegmentationDataset | None = None,
         source_transform: TrainTransform = TrainTransform(),
         target_transform: TrainTransform = TrainTransform(),
+        target_margins: Margins | None = None,
         eval_transform: EvalTransform = EvalTransform(),
         source_sampling: Sampling = Shuffled(),
         target_sampling: Sampling = Shuffled(),
@@ -111,6 +116,7 @@ class UDADataModule(LightningDataModule):
         self.labelled_target = labelled_target
         self.source_transform = source_transform
         self.target_transform = target_transform
+        self.target_margins = target_margins
         self.eval_transform = eval_transform
         self.samplings = {
             **{"source": source_sampling, "target": target_sampling, "template": template_sampling},
@@ -159,7 +165,7 @@ class UDADataModule(LightningDataModule):
         Raises:
             DatasetError: If one is missing or can't be used; the message lists every problem. If images that share a
                 batch or are mixed differ in size. If a cache can't be written or wouldn't fit on the disk.
-            ValueError: If a sampling doesn't fit its dataset.
+            ValueError: If a sampling doesn't fit its dataset, or the margins leave nothing of the first target image.
         """
         stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
         chosen = self.check_datasets(stage, self._streams_wanted())
@@ -412,6 +418,8 @@ class UDADataModule(LightningDataModule):
             sizes = {name: crop_sizes(self._require(name), self.train_transform(name)) for name in sets}
             mixes = getattr(self._module, "mixes_streams", False)
             require_pairable(sizes, self.batch_size, type(self._module).__name__ if mixes else None)
+        if self.target_margins is not None and "target" in self._own_streams():
+            self.target_margins.require_room(self.target_transform.resize or self._require("target").image_size(0))
         for name in self._own_streams():
             self._own_stream(name)
 
@@ -424,6 +432,7 @@ class UDADataModule(LightningDataModule):
             self.train_transform(dataset),
             self.seed,
             self.batch_size * self._rank[1],
+            self.target_margins if dataset == "target" else None,
         )
 
     def statistics(self, name: str) -> ClassStatistics:

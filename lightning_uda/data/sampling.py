@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_uda.data.dataset import SegmentationDataset
+from lightning_uda.data.margins import Margins
 from lightning_uda.data.statistics import ClassStatistics
 from lightning_uda.data.streams import LabelReader, Sample, SampleStream, Stream, collate, crop_sample
 from lightning_uda.data.transforms import TrainTransform
@@ -39,6 +40,7 @@ class Origin:
         transform: Geometry.
         seed: Part of the random key.
         samples_per_step: Samples that all ranks together draw in a training step: batch size x world size.
+        margins: Of the images of a stream without labels; `None` where there are none.
     """
 
     stream: str
@@ -47,6 +49,7 @@ class Origin:
     transform: TrainTransform
     seed: int
     samples_per_step: int = 1
+    margins: Margins | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -76,7 +79,7 @@ class Shuffled(Sampling):
 
     def stream(self, origin: Origin, statistics: Callable[[], ClassStatistics]) -> Stream:
         """The stream; statistics aren't used."""
-        return Stream(origin.stream, origin.dataset, origin.transform, origin.seed, origin.label_reader)
+        return Stream(origin.stream, origin.dataset, origin.transform, origin.seed, origin.label_reader, origin.margins)
 
 
 class WeightedParts(Sampling):
@@ -120,7 +123,9 @@ class WeightedStream(Stream):
     """
 
     def __init__(self, origin: Origin, shares: npt.NDArray[np.float64]) -> None:
-        super().__init__(origin.stream, origin.dataset, origin.transform, origin.seed, origin.label_reader)
+        super().__init__(
+            origin.stream, origin.dataset, origin.transform, origin.seed, origin.label_reader, origin.margins
+        )
         self.shares = shares
 
     def index(self, position: int) -> int:

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_uda.data.dataset import DatasetError, SegmentationDataset, UnreadableFileError
+from lightning_uda.data.margins import VALID, Margins
 from lightning_uda.data.transforms import TrainTransform
-from lightning_uda.label_spaces import UNKNOWN_INDEX
+from lightning_uda.label_spaces import IGNORE_INDEX, UNKNOWN_INDEX
 
 Sample = dict[str, npt.NDArray[np.uint8]]
 
@@ -97,6 +98,7 @@ class Stream:
         transform: Geometry.
         seed: Part of the random key.
         label_reader: Gives label maps; `None` for an unlabelled stream, whose labels are never opened.
+        margins: Of the images of an unlabelled stream; `None` where there are none.
     """
 
     end: ClassVar[int | None] = None
@@ -108,11 +110,13 @@ class Stream:
         transform: TrainTransform,
         seed: int,
         label_reader: LabelReader | None,
+        margins: Margins | None = None,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.key = (seed, zlib.crc32(name.encode()))
         self.label_reader = label_reader
+        self.margins = margins
 
     def index(self, position: int) -> int:
         """Which image of the dataset stands at a position."""
@@ -126,7 +130,7 @@ class Stream:
     def sample(self, position: int) -> Sample:
         """The sample at a position; see `read_sample`."""
         key = (*self.key, 1, position)
-        return read_sample(self.dataset, self.index(position), self.label_reader, self.transform, key)
+        return read_sample(self.dataset, self.index(position), self.label_reader, self.transform, key, self.margins)
 
 
 def read_sample(
@@ -135,15 +139,12 @@ def read_sample(
     label_reader: Callable[[int], npt.NDArray[np.uint8]] | None,
     transform: TrainTransform,
     key: tuple[int, ...],
+    margins: Margins | None = None,
 ) -> Sample:
-    """Image `index` and its label map, transformed as the random key says.
-
-    Returns:
-        "image", uint8 (3, H, W), and, with a reader of labels, "mask", uint8 (H, W).
-    """
+    """Image `index` and its label map, transformed as the random key says; see `crop_sample`."""
     mask = None if label_reader is None else label_reader(index)
     (transform_seed,) = np.random.SeedSequence(key).generate_state(1)
-    return crop_sample(dataset, index, mask, transform, int(transform_seed))
+    return crop_sample(dataset, index, mask, transform, int(transform_seed), margins)
 
 
 def crop_sample(
@@ -152,19 +153,29 @@ def crop_sample(
     mask: npt.NDArray[np.uint8] | None,
     transform: TrainTransform,
     seed: int,
+    margins: Margins | None = None,
 ) -> Sample:
-    """Image `index` and its label map, uint8 (H, W), if any, transformed as a seed says, with the channels in front.
+    """Image `index` and its label map, uint8 (H, W), if any, transformed as a seed says.
+
+    Returns:
+        "image", uint8 (3, H, W), with its label map "mask", uint8 (H, W), or, of an image without one that has margins,
+        "valid", uint8 (H, W), which is 1 but in the margins and in padding.
 
     Raises:
         DatasetError: If the image can't be read, or doesn't fit its label map; the message names its file.
     """
     image = dataset.load_image(index)
+    void = None if mask is not None or margins is None else margins.void(transform.resize or image.shape[:2])
     try:
-        image, mask = transform(image, mask, seed)
+        image, label = transform(image, mask if void is None else void, seed)
     except DatasetError as error:
         raise DatasetError(f"{dataset.image_file(index)}: {error}") from error
     sample = {"image": cast(npt.NDArray[np.uint8], np.stack(cv2.split(image)))}
-    return sample if mask is None else {**sample, "mask": np.ascontiguousarray(mask)}
+    if label is None:
+        return sample
+    if void is not None:
+        return {**sample, VALID: (label != IGNORE_INDEX).view(np.uint8)}
+    return {**sample, "mask": np.ascontiguousarray(label)}
 
 
 @lru_cache(maxsize=16)

@@ -24,7 +24,7 @@ class TrainTransform:
         interpolation: For the image: "bicubic" (DACS on GTA5) or "bilinear" (DACS on Cityscapes).
         crop: Height and width of the random crop, offsets uniform with both ends included; `None` takes the whole
             image. Images smaller than the crop are padded with black and void; keep the crop within the images,
-            as the black border of a target image gets pseudo-labels like any other pixel.
+            as the black border of a target image without margins gets pseudo-labels like any other pixel.
         horizontal_flip: Probability of mirroring; 0 in DACS.
     """
 

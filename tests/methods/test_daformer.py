@@ -4,6 +4,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_uda.callbacks import EMATeacher
+from lightning_uda.data.margins import Margins
 from lightning_uda.methods import DAFormer
 from lightning_uda.mixing import BoxMask, ClassMask, paste_mask_of
 from lightning_uda.optim import Constant, Poly
@@ -24,8 +25,6 @@ def test_labels_weights_and_loss_of_the_mix_are_the_reference(golden, scope, wei
         network=Replay(),
         label_space="cityscapes",
         pixel_weighting=weighting(float(g["delta"])),
-        ignore_top=int(g["ignore_top"]),
-        ignore_bottom=int(g["ignore_bottom"]),
         feature_distance=None,
         augmentation=None,
         paste_mask=lambda mask, _: paste_mask_of(mask, chosen),
@@ -34,7 +33,9 @@ def test_labels_weights_and_loss_of_the_mix_are_the_reference(golden, scope, wei
     logged = {}
     module.log_step = lambda values: logged.update(values)
     image = torch.rand(2, 3, 16, 20)
-    module.training_step({"source": {"image": image, "mask": g["label_src"].long()}, "target": {"image": image}}, 0)
+    void = Margins(top=int(g["ignore_top"]), bottom=int(g["ignore_bottom"])).void((16, 20))
+    target = {"image": image, "valid": torch.from_numpy((void == 0).astype("uint8")).expand(2, 16, 20)}
+    module.training_step({"source": {"image": image, "mask": g["label_src"].long()}, "target": target}, 0)
     mixed = module.last_views["mixed"]
     (labels,) = mixed.labels
     assert torch.equal(mixed.opacity, g["mix_mask"])
@@ -70,14 +71,14 @@ def test_classes_are_those_of_the_whole_batch():
 
 
 def daformer(**options):
-    options = {"feature_distance": None, "ignore_top": 1, "ignore_bottom": 2, "schedule": Constant(), **options}
+    options = {"feature_distance": None, "schedule": Constant(), **options}
     return DAFormer(network=tiny_network(), label_space="camvid", **options)
 
 
 def run(seed=0, **options):
     module = daformer(seed=seed, **options)
     trainer = Trainer(max_steps=3, log_every_n_steps=1, **QUIET)
-    trainer.fit(module, datamodule=tiny_data(val=None))
+    trainer.fit(module, datamodule=tiny_data(val=None, target_margins=Margins(top=1, bottom=2, left=3)))
     return torch.cat([p.detach().flatten() for p in module.student.parameters()]), trainer.logged_metrics, module
 
 
@@ -96,18 +97,17 @@ def test_parts_change_the_run(options):
     assert all(value.isfinite() for value in logged.values())
 
 
-def test_rows_at_the_borders_of_target_images_have_no_weight():
-    module = daformer(pixel_weighting=BatchConfidence(0.0))
-    weights = module.target_weights(torch.zeros(2, 8, 4).long(), torch.rand(2, 8, 4))
-    assert weights[:, 0].eq(0).all()
-    assert weights[:, 1:6].eq(1).all()
-    assert weights[:, 6:].eq(0).all()
-    high = daformer(ignore_top=9, ignore_bottom=120)
-    assert (
-        high.target_weights(torch.zeros(2, 8, 4).long(), torch.rand(2, 8, 4)).eq(0).all()
-    )  # images of fewer rows than are ignored
-    with pytest.raises(ValueError, match=r"DAFormer.ignore_top: found -1"):
-        daformer(ignore_top=-1)
+def test_pixels_that_are_not_valid_have_no_weight_unless_something_is_pasted_on_them():
+    module = daformer(pixel_weighting=BatchConfidence(0.0), augmentation=None, paste_mask=lambda mask, _: mask == 1)
+    module.log_step, algorithm, views = lambda values: None, module.algorithm, {}
+    module.algorithm = lambda step: (algorithm(step), views.update(step.views))
+    batch = {"source": {"image": torch.rand(2, 3, 16, 16), "mask": torch.randint(0, 2, (2, 16, 16))}}
+    valid = torch.randint(0, 2, (2, 16, 16), dtype=torch.uint8)
+    for given, expected in (({"valid": valid}, valid.float()), ({}, torch.ones(2, 16, 16))):
+        module.training_step({**batch, "target": {"image": torch.rand(2, 3, 16, 16), **given}}, 0)
+        mixed, target = (views[name].labels[0] for name in ("mixed", "target"))
+        assert torch.equal(mixed.weights, torch.where(batch["source"]["mask"] == 1, 1.0, expected))
+        assert torch.equal(target.weights, expected)
 
 
 def test_the_teacher_normalises_by_the_batch_but_drops_nothing():

@@ -56,7 +56,8 @@ def batch(device, size=SIZE):
         mask = torch.randint(0, 19, (*shape, *size), dtype=torch.uint8, generator=generator)
         return {"image": image.to(device), "mask": mask.to(device)}
 
-    target = {"image": labelled(2)["image"]}
+    valid = torch.ones(2, *size, dtype=torch.uint8, device=device)
+    target = {"image": labelled(2)["image"], "valid": valid}
     return {"source": labelled(2), "template": labelled(2), "target": target, "tail": labelled(2, 2)}
 
 

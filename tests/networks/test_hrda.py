@@ -30,7 +30,7 @@ from tests.networks.test_checkpoints import checkpoint_of, random_network
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 EHTDI_CROP = RandomResizedCrop((32, 32))
-DAFORMER = {"ignore_top": 2, "ignore_bottom": 4, "feature_distance": FeatureDistance(classes=(0, 1, 2), min_share=0.2)}
+DAFORMER = {"feature_distance": FeatureDistance(classes=(0, 1, 2), min_share=0.2)}
 
 
 def backbone():
