@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, cast
 
@@ -38,6 +39,35 @@ def upsample(logits: Tensor, size: Size, align_corners: bool = True) -> Tensor:
     if not torch.compiler.is_compiling() and size_of(logits) == tuple(size):  # compiled graphs hold for all sizes
         return logits.float()
     return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def upsampled_bands(logits: Tensor, size: Size, rows: int, align_corners: bool = True) -> Iterator[Tensor]:
+    """What `upsample` gives, some rows after the other, so that all of it never has to be held.
+
+    Args:
+        logits: (N, C, h, w), of any floating-point type.
+        size: Height and width wanted, (H, W).
+        rows: Most rows of a band, 1 or more. Rows of one band lie between the same two rows of the logits.
+        align_corners: As in `upsample`.
+
+    Yields:
+        Bands from top to bottom, float32 (N, C, rows, W), which may be overwritten: those rows of `upsample` but for
+        rounding.
+    """
+    logits = logits.float()
+    have, (want, width) = logits.shape[-2], size
+    if size_of(logits) == tuple(size):
+        yield from (band.clone() for band in logits.split(rows, dim=2))
+        return
+    wide = F.interpolate(logits, size=(have, width), mode="bilinear", align_corners=align_corners)
+    y = torch.arange(want, dtype=torch.float32, device=logits.device)
+    y = y * ((have - 1) / max(want - 1, 1)) if align_corners else ((y + 0.5) * (have / want) - 0.5).clamp(min=0)
+    above = y.long().clamp(max=have - 1)
+    numbers, runs = above.unique_consecutive(return_counts=True)
+    for number, shares in zip(numbers.tolist(), (y - above).view(-1, 1).split(runs.tolist()), strict=True):
+        upper, lower = (wide.narrow(2, min(row, have - 1), 1) for row in (number, number + 1))
+        for share in shares.split(rows):
+            yield torch.lerp(upper, lower, share)
 
 
 def top_left(features: Tensor, size: Size) -> Tensor:

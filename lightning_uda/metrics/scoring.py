@@ -33,15 +33,15 @@ class Confusion(MulticlassConfusionMatrix):
         """Adds a batch; the matrix of each of its images is counted, and their sum added.
 
         Args:
-            preds: Predicted train ids, integer (N, ...).
-            target: Labels of the same shape; what is no train id, such as 255, is void.
+            preds: Predicted train ids in 0..C-1, integer (N, ...).
+            target: Labels of the same shape; C and more, such as 255, is void.
         """
         images, classes = len(preds), self.num_classes
-        cells = target.flatten(1).long() * classes + preds.flatten(1)
-        cells += torch.arange(images, device=cells.device).unsqueeze(1) * classes**2
-        cells = cells.where((target < classes).flatten(1), images * classes**2)  # void, counted last and left out
-        counts = torch.bincount(cells.flatten(), minlength=images * classes**2 + 1)
-        self._batch = counts[:-1].view(images, classes, classes)
+        void = classes**2  # the cell of an image's void pixels: after its others, as a void label is C or more
+        cells = torch.add(preds.flatten(1).int(), target.flatten(1).int(), alpha=classes).clamp_(max=void)
+        cells += torch.arange(images, dtype=torch.int32, device=cells.device).unsqueeze(1) * (void + 1)
+        counts = torch.bincount(cells.flatten(), minlength=images * (void + 1))  # torchmetrics counts no single images
+        self._batch = counts.view(images, void + 1)[:, :void].view(images, classes, classes)
         self.confmat += self._batch.sum(dim=0)
 
     def batch_mious(self) -> Tensor:

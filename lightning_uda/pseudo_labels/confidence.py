@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lightning_uda.ranges import SHARE, ranged
 from lightning_uda.ranks import mean_over_ranks
-from lightning_uda.resize import upsample
+from lightning_uda.resize import upsample, upsampled_bands
+
+_BAND = 1 << 18  # most logits that are taken at once on a CPU: one MB, which its cache holds
 
 WeightScope = Literal["target_pixels", "whole_image"]
 
@@ -24,6 +26,10 @@ def pseudo_label(
 ) -> tuple[Tensor, Tensor]:
     """Most probable class of every pixel and its probability; logits are upsampled before the softmax.
 
+    On a CPU this is done some rows after the other, as scores of a whole batch don't fit into its cache. On other
+    devices, where each part would start kernels of its own, and where probabilities are aligned, it is done at once.
+    Both agree up to rounding.
+
     Args:
         logits: Teacher logits (N, C, h, w).
         size: Height and width of the image.
@@ -33,9 +39,33 @@ def pseudo_label(
     Returns:
         Labels, int64 (N, *size) in 0..C-1 (never void), and confidence, float32 (N, *size) in (0, 1].
     """
+    elements = logits.shape[:2].numel() * size[0] * size[1]
+    if alignment is None and logits.device.type == "cpu" and elements > _BAND:
+        rows = max(1, _BAND * size[0] // elements)
+        bands = [_most_probable_of(band) for band in upsampled_bands(logits, size, rows, align_corners)]
+        labels, confidence = (torch.cat(parts, dim=1) for parts in zip(*bands, strict=True))
+        return labels, confidence
     probs = upsample(logits, size, align_corners).softmax(dim=1)
     confidence, labels = (probs if alignment is None else alignment(probs)).max(dim=1)
     return labels, confidence
+
+
+def _most_probable_of(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Class of the largest logit and its probability, of logits that a CPU's cache holds; they are overwritten.
+
+    It is made of passes that are vectorised there, unlike `max` with indices.
+
+    Args:
+        logits: float32 (N, C, H, W).
+
+    Returns:
+        Labels, int64 (N, H, W), the lower one of equals, and confidence, float32 (N, H, W) in (0, 1].
+    """
+    below = logits.sub_(logits.amax(dim=1, keepdim=True))  # 0 at the largest, negative elsewhere
+    count = logits.shape[1]
+    shares = torch.arange(count, dtype=torch.float32, device=logits.device).view(-1, 1, 1) / count
+    labels = below.sign().sub_(shares).amax(dim=1).mul_(-count).round_().long()  # the largest has -c / C, others <= -1
+    return labels, below.exp_().sum(dim=1).reciprocal_()
 
 
 def unpasted_mean(weights: Tensor, paste_mask: Tensor) -> Tensor:

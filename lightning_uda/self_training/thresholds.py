@@ -145,26 +145,29 @@ class ThresholdSearch(ABC):
         weights = self._one.expand(len(cells)) if counted is None else counted.to(torch.int64)
         self._table.view(-1).index_add_(0, cells, weights)
 
+    def _accumulate(self, all_reduce: Reduction) -> Tensor:
+        """Makes of the table, in place, how many pixels of all ranks lie up to each column: (C, width)."""
+        self._table = all_reduce(self._table).cumsum_(dim=1)
+        return self._table
+
     def _rank(self, portion: Decimal, all_reduce: Reduction) -> None:
-        """Sets counts and ranks from the table of the first pass."""
-        self.counts = self._table.sum(dim=1)
+        """Sets counts and ranks from the accumulated table of the first pass."""
+        self.counts = self._table[:, -1].clone()
         self.predicted = self.counts if self.conf_stride == 1 else all_reduce(self._predicted.clone())
         listed = self.counts.sum().expand_as(self.counts) if self.scope == "global" else self.counts
         least = self.min_rank if portion else 0
         self.ranks = rank_of(portion, listed).clamp(min=least).minimum(listed)
 
-    def _column_of(self, ranks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Columns (C,) that hold the given ranks (C,), and the table (C, width) or (1, width) that was searched.
+    def _column_of_ranks(self) -> tuple[Tensor, Tensor]:
+        """Columns (C,) that hold the ranks, which count from the last column, of the largest confidences.
 
-        Ranks count from the last column, which holds the largest confidences. With the columns comes the number of
-        pixels (C,) in larger ones.
+        With them comes the accumulated table that was searched, (C, width): in the global scope each row is that of all
+        classes.
         """
-        rows = self._table.sum(dim=0, keepdim=True) if self.scope == "global" else self._table
-        up_to = rows.cumsum(dim=1)  # sorted, so that a rank is found by halving
-        ascending = (up_to[:, -1] + 1 - ranks).view(len(rows), -1)
-        columns = torch.searchsorted(up_to, ascending).clamp(max=rows.shape[1] - 1).view(-1)
-        up_to = up_to.expand(len(ranks), -1)
-        return columns, up_to[:, -1] - up_to.gather(1, columns.view(-1, 1)).squeeze(1), rows
+        up_to = self._table.sum(dim=0, keepdim=True) if self.scope == "global" else self._table
+        ascending = (up_to[:, -1] + 1 - self.ranks).view(len(up_to), -1)
+        columns = torch.searchsorted(up_to, ascending).clamp(max=up_to.shape[1] - 1)  # sorted, so halving finds it
+        return columns.view(-1), up_to.expand(len(self.ranks), -1)
 
     def _set_thresholds(self, thresholds: Tensor) -> None:
         capped = thresholds if self.threshold_cap is None else thresholds.clamp(max=self.threshold_cap)
@@ -225,16 +228,16 @@ class LogitHistogram(ThresholdSearch):
         Raises:
             ValueError: If a confidence was below 1/C, as no largest of C probabilities is, or not a number.
         """
-        self._table = all_reduce(self._table)
-        if wrong := int(self._table[:, 0].sum()):
+        up_to = self._accumulate(all_reduce)
+        if wrong := int(up_to[:, 0].sum()):
             raise ValueError(
                 f"LogitHistogram: found {wrong} confidences below the {1 / (1 + math.exp(-self._lowest)):.3f} that the "
                 "largest of these classes' probabilities reaches, or not a number. Scores weighted by a spatial prior "
                 "need RadixSelect; else look for NaN in the network's output."
             )
         self._rank(portion, all_reduce)
-        columns, _, _ = self._column_of(self.ranks)
-        at_least = self._table.sum(dim=1) - self._table.cumsum(dim=1).gather(1, columns.view(-1, 1) - 1).squeeze(1)
+        columns, _ = self._column_of_ranks()
+        at_least = self.counts - up_to.gather(1, columns.view(-1, 1) - 1).squeeze(1)
         self.selected = at_least.where(self.ranks > 0, 0)
         self._set_thresholds(self._edges[columns - 1])
         del self._table
@@ -258,8 +261,10 @@ class RadixSelect(ThresholdSearch):
 
     def start(self, num_classes: int, device: torch.device) -> None:
         """Makes ready for the upper bits."""
-        self._upper: Tensor | None = None
-        self._new_table(num_classes, 1 << 16, device)
+        self._before: Tensor | None = None
+        self._new_table(
+            num_classes, 2 + (1 << 16), device
+        )  # in the second pass with columns for what lies below and above
 
     def end_pass(self, portion: Decimal, all_reduce: Reduction = identity) -> bool:
         """Sets counts and ranks after the first pass, thresholds after the second.
@@ -268,44 +273,44 @@ class RadixSelect(ThresholdSearch):
             ValueError: If a confidence was negative, infinite or not a number.
             RuntimeError: If the second pass showed other confidences than the first.
         """
-        self._table = all_reduce(self._table)
-        if self._upper is None:
-            self._end_first(portion, all_reduce)
+        up_to = self._accumulate(all_reduce)
+        if self._before is None:
+            self._end_first(up_to, portion, all_reduce)
             return True
-        self._end_second(self._upper)
+        self._end_second(self._before)
         return False
 
-    def _end_first(self, portion: Decimal, all_reduce: Reduction) -> None:
-        if wrong := int(self._table[:, _NOT_A_CONFIDENCE:].sum()):
+    def _end_first(self, up_to: Tensor, portion: Decimal, all_reduce: Reduction) -> None:
+        if wrong := int((up_to[:, -1] - up_to[:, _NOT_A_CONFIDENCE - 1]).sum()):
             raise ValueError(
                 f"RadixSelect: found {wrong} confidences that are negative, infinite or not a number; expected scores "
                 "of 0 and more. Look for NaN in the network's output, or for a spatial prior with negative values."
             )
         self._rank(portion, all_reduce)
-        self._upper, above, rows = self._column_of(self.ranks)
-        self._upper = self._upper.to(torch.int32)
-        self._left = self.ranks - above
-        self._expected = rows.expand(len(self.ranks), -1).gather(1, self._upper.long().view(-1, 1)).squeeze(1)
+        columns, up_to = self._column_of_ranks()
+        upper = columns.clamp(max=_NOT_A_CONFIDENCE)  # where nothing is, as where the rank is 0
+        ends = up_to.gather(1, torch.stack([upper - 1, upper], dim=1).clamp(min=0))
+        self._expected = torch.where(upper > 0, ends[:, 1] - ends[:, 0], ends[:, 1])
+        self._before = upper.to(torch.int32).bitwise_left_shift(16) - 1
         self._table.zero_()
 
-    def _end_second(self, upper: Tensor) -> None:
-        lower, _, rows = self._column_of(self._left)
-        if not torch.equal(rows.sum(dim=1).expand_as(self._expected), self._expected):
+    def _end_second(self, before: Tensor) -> None:
+        columns, up_to = self._column_of_ranks()
+        if not torch.equal(up_to[:, -2] - up_to[:, 0], self._expected):
             raise RuntimeError(
                 "RadixSelect: the second pass showed other confidences than the first. Keep the scores between the "
                 "passes, make the inference deterministic, or use LogitHistogram, which needs one pass."
             )
-        self._set_thresholds(upper.bitwise_left_shift(16).bitwise_or(lower.to(torch.int32)).view(torch.float32))
+        self._set_thresholds((before + columns.to(torch.int32)).view(torch.float32))
         del self._table
 
     def _count(self, confidence: Tensor, classes: Tensor, counted: Tensor | None) -> None:
         bits = confidence.view(torch.int32)
-        upper, lower = (bits >> 16).bitwise_and_(0xFFFF), bits & 0xFFFF
-        if self._upper is None:
-            self._add(upper, classes, counted)
-        else:
-            at_threshold = upper == self._upper.index_select(0, classes)
-            self._add(lower, classes, at_threshold if counted is None else at_threshold & counted)
+        if self._before is None:
+            columns = (bits >> 16).bitwise_and_(0xFFFF)
+        else:  # how far above the last number with smaller upper bits; what has other ones is put into an outer column
+            columns = (bits - self._before.index_select(0, classes)).clamp_(0, self._table.shape[1] - 1)
+        self._add(columns, classes, counted)
 
 
 def every_nth_of_class(classes: Tensor, num_classes: int, n: int) -> Tensor:

@@ -26,6 +26,16 @@ def test_without_merging_the_matrix_holds_what_was_counted():
     assert metric.compute()[3, 3] == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_integers_of_any_type_are_counted_and_left_as_they_are(dtype):
+    pred, truth = torch.tensor([[1, 18], [0, 0]], dtype=dtype), torch.tensor([[18, 255], [19, 18]], dtype=dtype)
+    kept, metric = (pred.clone(), truth.clone()), Confusion(19)
+    metric.update(pred, truth)
+    assert metric.compute().nonzero().tolist() == [[18, 0], [18, 1]]
+    assert torch.equal(pred, kept[0])
+    assert torch.equal(truth, kept[1])
+
+
 def test_each_image_of_a_batch_is_scored_over_the_classes_of_its_labels():
     generator = torch.Generator().manual_seed(1)
     truth = torch.randint(0, 4, (5, 6, 7), generator=generator)
