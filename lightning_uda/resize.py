@@ -57,16 +57,16 @@ def upsampled_bands(logits: Tensor, size: Size, rows: int, align_corners: bool =
     logits = logits.float()
     have, (want, width) = logits.shape[-2], size
     if size_of(logits) == tuple(size):
-        yield from (band.clone() for band in logits.split(rows, dim=2))
+        yield from (band.clone() for band in torch.split(logits, rows, dim=2))
         return
     wide = F.interpolate(logits, size=(have, width), mode="bilinear", align_corners=align_corners)
     y = torch.arange(want, dtype=torch.float32, device=logits.device)
     y = y * ((have - 1) / max(want - 1, 1)) if align_corners else ((y + 0.5) * (have / want) - 0.5).clamp(min=0)
     above = y.long().clamp(max=have - 1)
-    numbers, runs = above.unique_consecutive(return_counts=True)
-    for number, shares in zip(numbers.tolist(), (y - above).view(-1, 1).split(runs.tolist()), strict=True):
+    numbers, runs = torch.unique_consecutive(above, return_counts=True)
+    for number, shares in zip(numbers.tolist(), torch.split((y - above).view(-1, 1), runs.tolist()), strict=True):
         upper, lower = (wide.narrow(2, min(row, have - 1), 1) for row in (number, number + 1))
-        for share in shares.split(rows):
+        for share in torch.split(shares, rows):
             yield torch.lerp(upper, lower, share)
 
 

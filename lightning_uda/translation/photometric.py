@@ -248,11 +248,14 @@ def separable_filter(image: Tensor, down: npt.NDArray[np.float32], across: npt.N
     rows, columns = down.shape[1] // 2, across.shape[1] // 2
     padded_size = (height + 2 * rows, width + 2 * columns)
     stacked = F.pad(image, (columns, columns, rows, rows), mode="reflect").view(1, count * channels, *padded_size)
+    # oneDNN fills channels up to blocks of 16 unless they come last; other devices keep them first
+    layout = torch.channels_last if image.device.type == "cpu" else torch.contiguous_format
+    stacked = stacked.contiguous(memory_format=layout)
     with full_precision(image.device):
         for weights, shape in ((down, (-1, 1)), (across, (1, -1))):
-            kernel = torch.from_numpy(weights.repeat(channels, axis=0)).to(image, non_blocking=True)
-            stacked = F.conv2d(stacked, kernel.view(count * channels, 1, *shape), groups=count * channels)
-    return stacked.view_as(image)
+            kernel = torch.from_numpy(weights.repeat(channels, axis=0).reshape(count * channels, 1, *shape))
+            stacked = F.conv2d(stacked, kernel.to(image, non_blocking=True), groups=count * channels)
+    return stacked.contiguous().view_as(image)
 
 
 def gaussian_kernels(sigma: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
