@@ -262,9 +262,8 @@ class RadixSelect(ThresholdSearch):
     def start(self, num_classes: int, device: torch.device) -> None:
         """Makes ready for the upper bits."""
         self._before: Tensor | None = None
-        self._new_table(
-            num_classes, 2 + (1 << 16), device
-        )  # in the second pass with columns for what lies below and above
+        width = 2 + (1 << 16)  # the second pass has columns for what lies below and above
+        self._new_table(num_classes, width, device)
 
     def end_pass(self, portion: Decimal, all_reduce: Reduction = identity) -> bool:
         """Sets counts and ranks after the first pass, thresholds after the second.
