@@ -187,11 +187,14 @@ def parts_of(content, option=""):
 
 
 def experiments():
-    """All experiments; those of a folder's method whose every part stands in one before are left to the slow tests."""
+    """All experiments. Those whose every part stands in one before are left to the slow tests.
+
+    The folder is a part too, and beside the pairs of datasets the folder's method.
+    """
     seen = set()
     for config in EXPERIMENTS:
-        content = read(config)
-        found = {*parts_of(content), (config.parent.name, content["model"]["class_path"])}
+        content, place = read(config), config.parent.name
+        found = {*parts_of(content), (place, None if "_to_" in place else content["model"]["class_path"])}
         marks = [pytest.mark.slow] if found <= seen else []
         yield pytest.param(config, id=str(config.relative_to(CONFIGS)), marks=marks)
         seen |= found
