@@ -181,7 +181,7 @@ class UDACLI(LightningCLI):
         Raises:
             CheckpointError: If it is damaged. `fit` goes on from the one before, if that is whole.
             FileNotFoundError: If there is no config of a name.
-            ValueError: If `weights_only` is to be switched off.
+            ValueError: If the trainer's options are no mapping, or `weights_only` is to be switched off.
         """
         words = sys.argv[1:] if args is None else args
         super().parse_arguments(parser, with_paths(words) if isinstance(words, list) else words)
@@ -190,6 +190,8 @@ class UDACLI(LightningCLI):
             return
         self.arguments = words if isinstance(words, list) else sys.argv[1:]
         run = self.config[command]
+        if not isinstance(run["trainer"], Namespace):
+            raise ValueError(f"trainer: found {run['trainer']!r}; expected a mapping of the arguments of Trainer.")
         if run.get("weights_only") is False:
             raise ValueError(
                 "weights_only: found false, but checkpoints are read without running code of theirs. Leave it out."
