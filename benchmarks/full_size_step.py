@@ -317,6 +317,7 @@ def main():
             break
         for cells in rows_of(name, options):
             table.add_row(*cells)
+            print(*cells, sep=", ", file=sys.stderr, flush=True)
             if options.output:
                 new = not options.output.exists()
                 with options.output.open("a", newline="") as file:

@@ -150,7 +150,7 @@ def main() -> None:
                 failed.add(job.point.run)
             print(f"{time.monotonic() - start:.0f} s: {job.point.run}{' FAILED' * bool(status)}", flush=True)
             if options.copy:
-                shutil.copytree(options.figures, options.copy, dirs_exist_ok=True)
+                shutil.copytree(options.figures, options.copy, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
         time.sleep(0.1)
     for number in running:
         os.killpg(number, signal.SIGKILL)

@@ -167,7 +167,8 @@ def _states_of(optimizer: torch.optim.Optimizer, shapes: Mapping[int, Tensor]) -
     """The states that a step of the optimiser makes for weights without numbers, which have gradients."""
     twin = copy.copy(optimizer)
     twin.param_groups = [
-        {**group, "params": [shapes[id(weight)] for weight in group["params"]]} for group in optimizer.param_groups
+        {**group, "params": [shapes[id(weight)] for weight in group["params"]], "fused": False}
+        for group in optimizer.param_groups  # the fused kernels, which keep the same states, refuse such weights
     ]
     twin.state = defaultdict(dict)
     step = cast(Callable[[torch.optim.Optimizer], None], type(optimizer).step)  # a schedule counts calls of the other

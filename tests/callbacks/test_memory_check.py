@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ class Chain(LightningModule):
         return x.mean()
 
 
-@pytest.mark.parametrize(("kind", "states"), [(SGD, 0), (AdamW, 2)])
+@pytest.mark.parametrize(("kind", "states"), [(SGD, 0), (AdamW, 2), (partial(AdamW, fused=True), 2)])
 def test_what_a_step_keeps_is_counted(kind, states):
     module, images = Chain(), {"x": torch.zeros(SIDE, SIDE)}
     optimizer = kind(module.parameters(), lr=0.1)
