@@ -128,6 +128,27 @@ def subsample(mask: Tensor, size: Size, sampling: LabelSampling = "nearest") -> 
     return mask[:, rows[:, None], columns]
 
 
+def majority(mask: Tensor, size: Size, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The most frequent class of each cell of a grid over label maps.
+
+    Args:
+        mask: Train ids (N, H, W), of any integer type; 255 is a class of its own.
+        size: Height and width of the grid, at most those of the maps.
+        num_classes: C.
+
+    Returns:
+        Classes, int64 (N, *size), of which `num_classes` is void, and the share (0-1) of a cell's pixels that has its
+        class, float32 (N, *size).
+    """
+    rows, columns = (have // want for have, want in zip(size_of(mask), size, strict=True))
+    labels = subsample(mask, (size[0] * rows, size[1] * columns)).long().clamp(max=num_classes)
+    pixels = labels.view(-1, size[0], rows, size[1], columns).permute(0, 2, 4, 1, 3).flatten(1, 2)
+    counts = torch.zeros(len(labels), num_classes + 1, *size, device=mask.device)
+    counts.scatter_add_(1, pixels, torch.ones_like(pixels, dtype=counts.dtype))
+    most, found = counts.max(dim=1)
+    return found, most / (rows * columns)
+
+
 @lru_cache(maxsize=64)
 def nearest_indices(have: int, want: int) -> Tensor:
     """Which of `have` pixels Pillow's nearest neighbour takes for each of `want`, int64 (want,).

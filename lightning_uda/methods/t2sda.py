@@ -113,23 +113,27 @@ class T2SDAGeneralization(TeacherModule):
 
     Args:
         translation: What makes the images of another look: SimCLR's jitter, as the paper's style network needs weights
-            of its own; or `FourierTranslation`, which takes the style of the batch's next image.
+            of its own; or `FourierTranslation`, which takes the style of other images.
+        style: Stream of the images whose style is taken: "source", each time the batch's next image; or "target",
+            pictures of any kind, such as paintings, which are given as `data.target`.
         pull: L_pull with negatives of the source alone, and classes of equal weight.
         **common: As in `TeacherModule`.
     """
 
-    streams = ("source",)
     views = ("source", "pseudo_target")
 
     def __init__(
         self,
         *,
         translation: Translation = BlendJitter(),
+        style: Literal["source", "target"] = "source",
         pull: Pull = Pull(target=None, negatives="source", class_weighting=None, translation=None),
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.translation = translation
+        self.style = style
+        self.streams = tuple(dict.fromkeys((*self.streams, style)))
         self.teacher.keep_in_eval()
         self.add_term("pull", pull)
 
@@ -143,5 +147,6 @@ class T2SDAGeneralization(TeacherModule):
         image, labels = source["image"], Labels(source["mask"], over="all")
         step.learn("source", image, labels)
         with torch.no_grad():
-            other_look = self.translation(to_float(image), step.generator, image.roll(-1, dims=0))
+            style = image.roll(-1, dims=0) if self.style == "source" else step.batch[self.style]["image"]
+            other_look = self.translation(to_float(image), step.generator, style)
         step.offer("pseudo_target", other_look, labels)

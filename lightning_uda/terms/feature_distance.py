@@ -14,7 +14,7 @@ from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.precision import full_precision
 from lightning_uda.ranges import CLASS_ID, SHARE, ranged
 from lightning_uda.ranks import divisor
-from lightning_uda.resize import Size, size_of, subsample
+from lightning_uda.resize import Size, majority, size_of
 from lightning_uda.step import Labels, Step, Term, to_float
 
 THINGS = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
@@ -116,15 +116,10 @@ def cells_of(mask: Tensor, size: Size, classes: Sequence[int], min_share: float,
     Returns:
         bool (N, *size).
     """
-    rows, columns = (have // want for have, want in zip(size_of(mask), size, strict=True))
-    labels = subsample(mask, (size[0] * rows, size[1] * columns)).long().clamp(max=num_classes)
-    pixels = labels.view(-1, size[0], rows, size[1], columns).permute(0, 2, 4, 1, 3).flatten(1, 2)
-    counts = torch.zeros(len(labels), num_classes + 1, *size, device=mask.device)
-    counts.scatter_add_(1, pixels, torch.ones_like(pixels, dtype=counts.dtype))
-    most, found = counts.max(dim=1)
+    found, share = majority(mask, size, num_classes)
     wanted = torch.zeros(num_classes + 1, dtype=torch.bool)
     wanted[list(classes)] = True
-    return (most >= min_share * rows * columns) & wanted.to(mask.device, non_blocking=True)[found]
+    return (share >= min_share) & wanted.to(mask.device, non_blocking=True)[found]
 
 
 def feature_distance(

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_uda.label_spaces import IGNORE_INDEX
 from lightning_uda.networks.base import SegmentationNetwork
 from lightning_uda.pseudo_labels import ClassWeighting, DynamicClassWeights, pseudo_label
 from lightning_uda.ranges import CHANNELS, COUNT, POSITIVE, SHARE, ranged
-from lightning_uda.resize import Size, size_of, subsample
+from lightning_uda.resize import Size, majority, size_of, subsample
 from lightning_uda.step import Labels, Step, Term, View, to_float
 from lightning_uda.terms.pull_draws import QuerySampling
 from lightning_uda.terms.pull_loss import Keys, Objective, PrototypeNorm, Reduction, pull
@@ -99,6 +100,8 @@ class Pull(Term):
         m: Negatives of a class.
         alpha: Share of the target's pixels that count as unsure, 0-1.
         gamma_per_image: Whether that is a share of each image instead of the batch.
+        label_share: Least share (0-1) of a cell's pixels that its most frequent class has, which is then its label in
+            the source; other cells are void. `None` takes the label of the pixel in the cell's place (the paper).
         query_sampling: How queries are drawn: "cbqs" in proportion to a class's pixels, at least one of each class
             present; "ceqs", n of each class present; "random", of all valid pixels.
         denps: Whether half of the negatives come from each domain (DENPS); else by the number of its pixels.
@@ -118,7 +121,7 @@ class Pull(Term):
     needs_teacher = True
     needs_features = True
 
-    @ranged(tau=POSITIVE, n=COUNT, m=COUNT, alpha=SHARE, projector_lr_scale=POSITIVE)
+    @ranged(tau=POSITIVE, n=COUNT, m=COUNT, alpha=SHARE, label_share=SHARE, projector_lr_scale=POSITIVE)
     def __init__(
         self,
         weight: float = 0.1,
@@ -136,6 +139,7 @@ class Pull(Term):
         m: int = 1024,
         alpha: float = 0.5,
         gamma_per_image: bool = False,
+        label_share: float | None = None,
         query_sampling: QuerySampling = "cbqs",
         denps: bool = True,
         void_negatives: bool = False,
@@ -184,6 +188,7 @@ class Pull(Term):
             objective=objective,
             reduction=reduction,
         )
+        self.label_share = label_share
         self.class_weighting = class_weighting
         self.projector = projector
         self.projector_lr_scale = projector_lr_scale
@@ -217,7 +222,7 @@ class Pull(Term):
         queries: Tensor = step.student.attached[self.name](step.levels(query)[-1])
         size = size_of(queries)
         with torch.no_grad():
-            labels = subsample(mask, size).long()
+            labels = self._on_grid(mask, size, step.student.num_classes)
             keys = {"source": Keys(self._projected(step, source), labels)}
             if self.positive == "pseudo_target":
                 keys["pseudo_target"] = Keys(self._projected(step, self.view(step, self.pseudo_target)), labels)
@@ -235,6 +240,13 @@ class Pull(Term):
                 "expected one class for each pixel. Set `source` to such a view, usually source."
             )
         return labels.mask
+
+    def _on_grid(self, mask: Tensor, size: Size, num_classes: int) -> Tensor:
+        """Labels of the source on the grid of the features, int64 (N, *size)."""
+        if self.label_share is None:
+            return subsample(mask, size).long()
+        labels, share = majority(mask, size, num_classes)
+        return labels.masked_fill((share < self.label_share) | (labels == num_classes), IGNORE_INDEX)
 
     def _style(self, step: Step, source: View) -> Tensor:
         """Images whose style the translation takes."""

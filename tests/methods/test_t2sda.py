@@ -126,7 +126,18 @@ def test_it_generalises_without_target_images():
     fourier = T2SDAGeneralization(
         network=tiny_network(), label_space="camvid", schedule=Constant(), translation=FourierTranslation()
     )
-    assert not torch.equal(run(fourier)[0], weights)
+    of_source = run(fourier)[0]
+    assert not torch.equal(of_source, weights)
+    assert fourier.streams == ("source",)
+    painted = T2SDAGeneralization(
+        network=tiny_network(),
+        label_space="camvid",
+        schedule=Constant(),
+        translation=FourierTranslation(),
+        style="target",
+    )
+    assert painted.streams == ("source", "target")
+    assert not torch.equal(run(painted)[0], of_source)
 
 
 def test_the_teachers_decay_is_the_papers():

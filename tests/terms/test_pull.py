@@ -222,3 +222,17 @@ def test_methods_without_a_teacher_are_told_so():
     module = SourceOnly(network=tiny_network(), label_space="camvid", terms={"pull": Pull()})
     with pytest.raises(ValueError, match="Pull needs the features of a teacher, but SourceOnly has none"):
         Trainer(max_steps=1, **QUIET).fit(module, datamodule=tiny_data(val=None))
+
+
+def test_a_cells_label_may_be_that_of_most_of_its_pixels():
+    mask = torch.randint(0, CLASSES, (2, 4, 4)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    speckled = mask.clone()
+    speckled[:, ::4, ::4] = 255  # the pixels that nearest takes, a sixteenth of each cell
+
+    def loss(mask, **options):
+        term = Pull(n=4, m=16, **options)
+        return term(step_of(term, mask=mask)).item()
+
+    assert loss(speckled) == 0
+    assert loss(speckled, label_share=0.9) == loss(mask) > 0
+    assert loss(speckled, label_share=0.95) == 0
