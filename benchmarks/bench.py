@@ -591,7 +591,7 @@ def lightning_row(rounds: int) -> Row:
 
     with tempfile.TemporaryDirectory() as folder:
         pairs = [(bare(), trained(folder)) for _ in range(rounds)]
-    loop, whole = (statistics.median(column) for column in zip(*pairs, strict=True))
+    loop, whole = (min(column) for column in zip(*pairs, strict=True))  # a difference, which other work would add to
     extra = whole - loop
     numbers = (f"{loop:.2f}", f"{whole:.2f}", f"+{extra:.2f} ms", "+1 ms")
     return Row("Lightning and logging, over a bare loop", *numbers, "", "", "", "", verdict(extra <= 1))
