@@ -54,6 +54,7 @@ def fit(folder, config, options):
         ("dacs_htcm", "", ["htcm", "mixed", "source"]),
         ("dacs", "--model.terms.mic MaskedConsistency --model.terms.mic.patch 16", ["mic", "mixed", "source"]),
         ("dacs", "--model.terms.picl PixelContrast", ["mixed", "picl", "source"]),
+        ("dacs", "--model.terms.fda Translated", ["fda", "mixed", "source"]),
         ("dacs_pull", "", ["mixed", "pull", "source"]),
         ("dsp_procl", "", ["feature", "procl", "source", "source_mixed", "target_mixed"]),
     ],

@@ -7,6 +7,7 @@ from lightning_uda.terms.feature_mmd import FeatureMMD, mmd
 from lightning_uda.terms.masked_consistency import MaskedConsistency
 from lightning_uda.terms.pull import Projector, Pull
 from lightning_uda.terms.supervised import Supervised
+from lightning_uda.terms.translated import Translated
 
 __all__ = [
     "ConfidentPaste",
@@ -18,5 +19,6 @@ __all__ = [
     "PrototypeContrast",
     "Pull",
     "Supervised",
+    "Translated",
     "mmd",
 ]
