@@ -1,4 +1,4 @@
-"""Records docs/first_hour.md, what a newcomer types and sees: `python docs/make_first_hour.py`, half an hour.
+"""Records docs/first_hour.md, what a newcomer types and sees: `python docs/make_first_hour.py`, ten to thirty minutes.
 
 In an empty folder: a wheel of the checkout is installed into an empty environment, folders of drawn images stand in for
 the newcomer's own, and every command after that is run as it stands on the page, with what it printed and its time.
