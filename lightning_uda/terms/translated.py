@@ -12,12 +12,13 @@ from lightning_uda.translation import FourierTranslation, Translation
 class Translated(Term):
     """Cross-entropy of labelled images that are translated, as a rule into the style of the target's.
 
-    The student sees them beside those as they are. Any method takes it; without target images the style is that of the
-    labelled images themselves (`style: source`), or there is none, as for `ColorJitter`.
+    The student sees them beside those as they are. Any method takes it, those without target images with
+    `style: source`.
 
     Args:
         of: The view whose images are translated and whose labels are taught; `source_weak` for EHTDI.
-        style: The view whose images give the style; `target_weak` for EHTDI.
+        style: The view whose images give the style; `target_weak` for EHTDI. If it is `of` itself, each image takes that of
+            the batch's next one.
         translation: What makes the other look.
         weight: Factor of the loss.
     """
@@ -48,5 +49,6 @@ class Translated(Term):
                 "usually source."
             )
         with torch.no_grad():
-            image = self.translation(to_float(view.image), step.generator, self.view(step, self.style).image)
+            style = view.image.roll(-1, dims=0) if self.style == self.of else self.view(step, self.style).image
+            image = self.translation(to_float(view.image), step.generator, style)
         return step.cost(step.look(self.name, image, *view.labels))
