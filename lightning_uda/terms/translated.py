@@ -17,8 +17,8 @@ class Translated(Term):
 
     Args:
         of: The view whose images are translated and whose labels are taught; `source_weak` for EHTDI.
-        style: The view whose images give the style; `target_weak` for EHTDI. If it is `of` itself, each image takes that
-            of the batch's next one.
+        style: The view whose images give the style; `target_weak` for EHTDI. If it is `of` itself, images take
+            that of the batch's next one.
         translation: What makes the other look.
         weight: Factor of the loss.
     """
