@@ -151,15 +151,15 @@ def backward(loss: Callable[..., Tensor], *leaves: Tensor) -> Side:
 
 
 def class_mask_sides(x: Inputs) -> tuple[Side, Side]:
-    """Half of the classes of two images."""
-    ours = ClassMask()
-    return lambda: (naive.class_mask(x.source_mask, seeded()),), lambda: (ours(x.source_mask, seeded()),)
+    """Half of the classes of two images; ours gets the bytes that streams have, as in its step."""
+    ours, labels = ClassMask(), x.source_mask.byte()
+    return lambda: (naive.class_mask(x.source_mask, seeded()),), lambda: (ours(labels, seeded()),)
 
 
 def class_pool_sides(x: Inputs) -> tuple[Side, Side]:
-    """Half of the classes of EHTDI's pool in two images."""
-    ours = ClassPool()
-    return lambda: (naive.class_pool(x.source_mask, seeded()),), lambda: (ours(x.source_mask, seeded()),)
+    """Half of the classes of EHTDI's pool in two images; ours gets the bytes that streams have, as in its step."""
+    ours, labels = ClassPool(), x.source_mask.byte()
+    return lambda: (naive.class_pool(x.source_mask, seeded()),), lambda: (ours(labels, seeded()),)
 
 
 def mixing_sides(x: Inputs) -> tuple[Side, Side]:

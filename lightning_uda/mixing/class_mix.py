@@ -21,8 +21,7 @@ def class_presence(mask: Tensor, *, include_ignore: bool = True) -> Tensor:
     Returns:
         bool (N, 256); column = label value.
     """
-    presence = torch.zeros(mask.shape[0], _NUM_VALUES, dtype=torch.bool, device=mask.device)
-    presence.scatter_(1, mask.flatten(1).long(), True)
+    presence = (_presence_in_bytes if mask.device.type == "cpu" else _presence)(mask)
     if not include_ignore:
         presence[:, IGNORE_INDEX] = False
     return presence
@@ -94,7 +93,34 @@ def paste_mask_of(mask: Tensor, chosen: Tensor) -> Tensor:
     Returns:
         bool (N, H, W).
     """
+    return (_look_up_bytes if mask.device.type == "cpu" else _look_up)(mask, chosen)
+
+
+def _presence(mask: Tensor) -> Tensor:
+    presence = torch.zeros(mask.shape[0], _NUM_VALUES, dtype=torch.bool, device=mask.device)
+    return presence.scatter_(1, mask.flatten(1).long(), True)
+
+
+def _presence_in_bytes(mask: Tensor) -> Tensor:
+    """`_presence` on a CPU, in less than half the time: what a sample of the pixels doesn't show, few pixels have."""
+    presence = bytearray(len(mask) * _NUM_VALUES)
+    for number, labels in enumerate(mask.byte().numpy()):
+        pixels = labels.tobytes()
+        values = set(pixels[::256])
+        for value in values | set(pixels.translate(None, bytes(values))):
+            presence[number * _NUM_VALUES + value] = True
+    return torch.frombuffer(presence, dtype=torch.bool).view(-1, _NUM_VALUES)
+
+
+def _look_up(mask: Tensor, chosen: Tensor) -> Tensor:
     return chosen.gather(1, mask.flatten(1).long()).view_as(mask)
+
+
+def _look_up_bytes(mask: Tensor, chosen: Tensor) -> Tensor:
+    """`_look_up` on a CPU, in less than half the time."""
+    rows = zip(mask.byte().numpy(), chosen.numpy(), strict=True)
+    pixels = [bytearray(labels.tobytes()).translate(row.tobytes()) for labels, row in rows]
+    return torch.frombuffer(bytearray().join(pixels), dtype=torch.bool).view_as(mask)
 
 
 def class_mix(
@@ -117,7 +143,6 @@ def class_mix(
     Returns:
         bool (N, H, W); true where the image is to be pasted.
     """
-    mask = mask.long()  # once for both
     presence = class_presence(mask, include_ignore=include_ignore)
     if of_batch:
         presence = presence.any(dim=0, keepdim=True).expand_as(presence)

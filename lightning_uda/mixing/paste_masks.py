@@ -69,7 +69,6 @@ class ClassPool(PasteMask):
 
     def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Masks of the chosen classes, bool (N, H, W)."""
-        mask = mask.long()  # once for both
         presence = class_presence(mask)
         chosen = choose_from_pool(presence, self.pool.to(mask.device, non_blocking=True), generator)
         return paste_mask_of(mask, preceding(chosen, presence) if self.offset_bug else chosen)

@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 from lightning_uda.mixing import choose_half, class_mix, class_presence, paste, paste_mask_of
+from lightning_uda.mixing.class_mix import _look_up, _look_up_bytes, _presence, _presence_in_bytes
 
 
 def chosen_row(classes):
@@ -54,3 +56,13 @@ def test_paste_is_the_reference(golden):
     assert torch.equal(paste(g["paste_label"][None], g["base_label"][None], mask)[0], g["mixed_label"])
     weight = paste(torch.ones_like(g["base_weight"])[None], g["base_weight"][None], mask)
     assert torch.equal(weight[0], g["mixed_weight"])
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
+def test_a_cpus_forms_find_what_the_others_find(kind):
+    mask = torch.randint(0, 19, (3, 33, 47)).to(kind)
+    mask[0] = 7
+    mask[1, 5, 5], mask[2, -1, -1] = 200, 255  # in one pixel each
+    assert torch.equal(_presence_in_bytes(mask), _presence(mask))
+    for chosen in (torch.rand(3, 256) < 0.5, (torch.rand(1, 256) < 0.5).expand(3, -1)):
+        assert torch.equal(_look_up_bytes(mask[:, :, ::2], chosen), _look_up(mask[:, :, ::2], chosen))
