@@ -96,6 +96,11 @@ def paste_mask_of(mask: Tensor, chosen: Tensor) -> Tensor:
     return (_look_up_bytes if mask.device.type == "cpu" else _look_up)(mask, chosen)
 
 
+def indexable(mask: Tensor) -> Tensor:
+    """Labels of the type that `class_presence` and `paste_mask_of` work on: bytes on a CPU, int64 elsewhere."""
+    return mask.byte() if mask.device.type == "cpu" else mask.long()
+
+
 def _presence(mask: Tensor) -> Tensor:
     presence = torch.zeros(mask.shape[0], _NUM_VALUES, dtype=torch.bool, device=mask.device)
     return presence.scatter_(1, mask.flatten(1).long(), True)
@@ -143,6 +148,7 @@ def class_mix(
     Returns:
         bool (N, H, W); true where the image is to be pasted.
     """
+    mask = indexable(mask)  # once for both
     presence = class_presence(mask, include_ignore=include_ignore)
     if of_batch:
         presence = presence.any(dim=0, keepdim=True).expand_as(presence)

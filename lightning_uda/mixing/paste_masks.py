@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_uda.label_spaces import IGNORE_INDEX
-from lightning_uda.mixing.class_mix import choose_from_pool, class_mix, class_presence, paste_mask_of, preceding
+from lightning_uda.mixing.class_mix import (
+    choose_from_pool,
+    class_mix,
+    class_presence,
+    indexable,
+    paste_mask_of,
+    preceding,
+)
 from lightning_uda.ranges import CLASS_ID, ranged
 
 
@@ -69,6 +76,7 @@ class ClassPool(PasteMask):
 
     def __call__(self, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Masks of the chosen classes, bool (N, H, W)."""
+        mask = indexable(mask)  # once for both
         presence = class_presence(mask)
         chosen = choose_from_pool(presence, self.pool.to(mask.device, non_blocking=True), generator)
         return paste_mask_of(mask, preceding(chosen, presence) if self.offset_bug else chosen)
