@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cbst_thresholds
+import cv2
 import loading
 import naive
 import torch
@@ -370,8 +371,8 @@ def pull_sides(side: int, x: Inputs) -> tuple[Side, Side]:
 
 
 def ehtdi_labels_sides(x: Inputs) -> tuple[Side, Side]:
-    """Labels of both classifiers of EHTDI's network, 640 x 1280."""
-    logits, size = [smooth(1, NUM_CLASSES, 81, 161, generator=seeded()) for _ in range(2)], (640, 1280)
+    """Labels of both classifiers of EHTDI's network, two images of 640 x 1280."""
+    logits, size = [smooth(BATCH, NUM_CLASSES, 81, 161, generator=seeded()) for _ in range(2)], (640, 1280)
     return tuple(
         lambda form=form: tuple(part for each in logits for part in form(each, size))
         for form in (naive.pseudo_label, pseudo_label)
@@ -621,6 +622,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     torch.manual_seed(0)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     inputs = Inputs(options.size)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_uda.label_spaces import IGNORE_INDEX
 
 _NUM_VALUES = 256
+_SAMPLED = 251  # one pixel of as many is sampled; a prime, so that columns take turns
 
 
 def class_presence(mask: Tensor, *, include_ignore: bool = True) -> Tensor:
@@ -21,7 +24,7 @@ def class_presence(mask: Tensor, *, include_ignore: bool = True) -> Tensor:
     Returns:
         bool (N, 256); column = label value.
     """
-    presence = (_presence_in_bytes if mask.device.type == "cpu" else _presence)(mask)
+    presence = (_presence_on_cpu if mask.device.type == "cpu" else _presence)(mask)
     if not include_ignore:
         presence[:, IGNORE_INDEX] = False
     return presence
@@ -93,7 +96,7 @@ def paste_mask_of(mask: Tensor, chosen: Tensor) -> Tensor:
     Returns:
         bool (N, H, W).
     """
-    return (_look_up_bytes if mask.device.type == "cpu" else _look_up)(mask, chosen)
+    return (_look_up_on_cpu if mask.device.type == "cpu" else _look_up)(mask, chosen)
 
 
 def indexable(mask: Tensor) -> Tensor:
@@ -106,26 +109,30 @@ def _presence(mask: Tensor) -> Tensor:
     return presence.scatter_(1, mask.flatten(1).long(), True)
 
 
-def _presence_in_bytes(mask: Tensor) -> Tensor:
-    """`_presence` on a CPU, in less than half the time: what a sample of the pixels doesn't show, few pixels have."""
-    presence = bytearray(len(mask) * _NUM_VALUES)
-    for number, labels in enumerate(mask.byte().numpy()):
-        pixels = labels.tobytes()
-        values = set(pixels[::256])
-        for value in values | set(pixels.translate(None, bytes(values))):
-            presence[number * _NUM_VALUES + value] = True
-    return torch.frombuffer(presence, dtype=torch.bool).view(-1, _NUM_VALUES)
+def _presence_on_cpu(mask: Tensor) -> Tensor:
+    """`_presence` in an eighth of the time: of a sample of the pixels first, then of the few that hold other values."""
+    presence = torch.zeros(mask.shape[0], _NUM_VALUES, dtype=torch.bool)
+    for row, labels in zip(presence.numpy(), mask.byte().numpy(), strict=True):
+        row[labels.reshape(-1)[::_SAMPLED]] = True
+        row[labels[_table(labels, ~row)]] = True
+    return presence
 
 
 def _look_up(mask: Tensor, chosen: Tensor) -> Tensor:
     return chosen.gather(1, mask.flatten(1).long()).view_as(mask)
 
 
-def _look_up_bytes(mask: Tensor, chosen: Tensor) -> Tensor:
-    """`_look_up` on a CPU, in less than half the time."""
+def _look_up_on_cpu(mask: Tensor, chosen: Tensor) -> Tensor:
+    """`_look_up` in a fifth of the time."""
     rows = zip(mask.byte().numpy(), chosen.numpy(), strict=True)
-    pixels = [bytearray(labels.tobytes()).translate(row.tobytes()) for labels, row in rows]
-    return torch.frombuffer(bytearray().join(pixels), dtype=torch.bool).view_as(mask)
+    return torch.from_numpy(np.stack([_table(labels, row) for labels, row in rows]))
+
+
+def _table(labels: NDArray[np.uint8], row: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What a row holds for each label, by OpenCV's vectorised table of bytes."""
+    import cv2  # only where it is needed, as it takes long to import
+
+    return cv2.LUT(labels, row.view(np.uint8)).view(np.bool_)
 
 
 def class_mix(

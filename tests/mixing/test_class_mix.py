@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_uda.mixing import choose_half, class_mix, class_presence, paste, paste_mask_of
-from lightning_uda.mixing.class_mix import _look_up, _look_up_bytes, _presence, _presence_in_bytes
+from lightning_uda.mixing.class_mix import _look_up, _look_up_on_cpu, _presence, _presence_on_cpu
 
 
 def chosen_row(classes):
@@ -63,6 +63,6 @@ def test_a_cpus_forms_find_what_the_others_find(kind):
     mask = torch.randint(0, 19, (3, 33, 47)).to(kind)
     mask[0] = 7
     mask[1, 5, 5], mask[2, -1, -1] = 200, 255  # in one pixel each
-    assert torch.equal(_presence_in_bytes(mask), _presence(mask))
+    assert torch.equal(_presence_on_cpu(mask), _presence(mask))
     for chosen in (torch.rand(3, 256) < 0.5, (torch.rand(1, 256) < 0.5).expand(3, -1)):
-        assert torch.equal(_look_up_bytes(mask[:, :, ::2], chosen), _look_up(mask[:, :, ::2], chosen))
+        assert torch.equal(_look_up_on_cpu(mask[:, :, ::2], chosen), _look_up(mask[:, :, ::2], chosen))
