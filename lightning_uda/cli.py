@@ -7,7 +7,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -55,8 +56,9 @@ from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
 from lightning_uda.parser import OptionParser
+from lightning_uda.ranges import SEED, require
 from lightning_uda.resuming import CheckpointFiles, RunLogger, newest_of_run
-from lightning_uda.trainer_checks import require_monitored, require_trainer_options
+from lightning_uda.trainer_checks import require_callbacks, require_monitored, require_trainer_options
 
 _log = logging.getLogger(__name__)
 _load_yaml = get_loader("yaml")
@@ -196,6 +198,8 @@ class UDACLI(LightningCLI):
             raise ValueError(
                 "weights_only: found false, but checkpoints are read without running code of theirs. Leave it out."
             )
+        if not isinstance(run["seed_everything"], bool):
+            require(SEED, run["seed_everything"], "seed_everything")
         if run["resume"] or run["ckpt_path"] == "last":
             self.resumed = newest_of_run(Path(run["output"]) / run["name"])
             run["resume"] = False
@@ -236,13 +240,14 @@ class UDACLI(LightningCLI):
         """Adds to what the config asks for: CSV logger, checkpoint files, progress bar, IoU table, checks, signals."""
         run = self.config_init[self.subcommand] if self.subcommand else self.config_init
         config = run["trainer"]
-        require_trainer_options(config)
+        require_trainer_options(config, trains=self.subcommand == "fit")
         loggers = config.get("logger")
         extra: list[Logger] = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
         given = config.get("callbacks") or []
         callbacks: list[Callback] = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
             callbacks.append(StepProgressBar())
+        require_callbacks(callbacks)
         for always in (IoUTable, FiniteCheck, MemoryCheck, RunRecord):
             if not _any(callbacks, always):
                 callbacks.append(always())
@@ -261,9 +266,12 @@ class UDACLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given]
         if not _any(plugins, CheckpointIO):
             plugins = [*plugins, CheckpointFiles()]
-        return super().instantiate_trainer(
-            logger=[self.run_logger, *extra], callbacks=callbacks, plugins=plugins, **kwargs
-        )
+        try:
+            return super().instantiate_trainer(
+                logger=[self.run_logger, *extra], callbacks=callbacks, plugins=plugins, **kwargs
+            )
+        except (TypeError, ImportError) as error:  # of devices, accelerators and precisions that aren't there
+            raise ValueError(f"trainer: {error}") from error
 
     def _named_logger(self, kind: type[Logger], *args: Any, **kwargs: Any) -> Logger:
         """A logger of the config, called as the run folder and writing there, unless it was told otherwise."""
@@ -308,7 +316,8 @@ class UDACLI(LightningCLI):
         if speaks:
             _log.info("run folder: %s", self.run_logger.log_dir)
         try:
-            self.trainer.fit(**kwargs)
+            with self._all_or_nothing():
+                self.trainer.fit(**kwargs)
         except Exception:
             if speaks and Path(self.run_logger.log_dir).is_dir():
                 _say_what_is_left(Path(self.run_logger.log_dir))
@@ -317,17 +326,30 @@ class UDACLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""
-        self.trainer.validate(**{**kwargs, "verbose": False})
+        with self._all_or_nothing():
+            self.trainer.validate(**{**kwargs, "verbose": False})
         self._say_where_it_is()
 
     def test(self, **kwargs: Any) -> None:
         """Runs the test; see `validate`."""
-        self.trainer.test(**{**kwargs, "verbose": False})
+        with self._all_or_nothing():
+            self.trainer.test(**{**kwargs, "verbose": False})
         self._say_where_it_is()
 
     def predict(self, **kwargs: Any) -> None:
         """Runs prediction; `PredictionWriter` keeps its result, and says where, so it isn't kept in memory too."""
-        self.trainer.predict(**{**kwargs, "return_predictions": False})
+        with self._all_or_nothing():
+            self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Of a new run that an error ends before a step, a score or a prediction, no folder is left."""
+        try:
+            yield
+        except Exception:
+            if self.trainer.is_global_zero and self.trainer.global_step == 0:
+                self.run_logger.remove_if_unused()
+            raise
 
     def _say_where_it_is(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -78,7 +78,7 @@ def overlay(base: Any, over: Any) -> Any:
         return over
     merged = dict(base)
     for key, value in over.items():
-        plain = key.removesuffix("+")
+        plain = key.removesuffix("+") if isinstance(key, str) else key  # a raw id may be a key too
         if key != plain and (base_key := plain if plain in base else key) in base:
             merged[base_key] = [*_elements(base[base_key]), *_elements(value)]
         else:

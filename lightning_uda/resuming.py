@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,17 @@ class RunLogger(CSVLogger):
         _ = self.experiment  # has the table read
         if step is None or any((step, name) not in self._before for name in metrics):
             super().log_metrics(metrics, step)
+
+    def remove_if_unused(self) -> None:
+        """Removes the folder of a new run that holds what a start writes, but nothing in `checkpoints` and the like."""
+        if self._version is None or self.resumed is not None:
+            return
+        folder = Path(self.log_dir)
+        if not any(path.is_file() for path in folder.glob("*/**/*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # other versions, or other runs, are there
+                for parent in folder.relative_to(self.save_dir).parents[:-1]:
+                    (Path(self.save_dir) / parent).rmdir()
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Writes what is logged, so that the table is as far as the checkpoint."""

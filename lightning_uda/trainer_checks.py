@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, Timer
 
 from lightning_uda.errors import did_you_mean
 from lightning_uda.methods import UDAModule
@@ -39,16 +40,28 @@ _PROCESSES_PER_CORE = 4
 
 _OURS = ("lightning_uda.", "lightning.")
 
+_INSTEAD = {
+    LearningRateFinder: "compare rates by a sweep over model.optimizer.lr",
+    BatchSizeFinder: "set data.batch_size; a run says before its first step whether a GPU's memory will do",
+    BackboneFinetuning: "give model.network.classifier_lr_scale",
+    Timer: "give trainer.max_time",
+}
+"""Callbacks of Lightning's that expect another module than a method, or can't be saved; and what to do instead."""
 
-def require_trainer_options(config: Mapping[str, Any]) -> None:
-    """Checks the numbers among the options of the trainer.
+
+def require_trainer_options(config: Mapping[str, Any], trains: bool) -> None:
+    """Checks the options of the trainer.
 
     Args:
         config: The options by name.
+        trains: Whether the command trains.
 
     Raises:
-        ValueError: If one can't be trained with.
+        ValueError: If one can't be run with, or a run that is to train would end before its first step.
     """
+    for name, hint in get_type_hints(Trainer.__init__).items():
+        if name in config and config[name] is None and type(None) not in get_args(hint):
+            raise ValueError(f"trainer.{name}: found null, which it can't be. Leave it out for its default.")
     for name, allowed in _RANGES.items():
         require(allowed, config.get(name), f"trainer.{name}")
     for name in _WHOLE:
@@ -64,6 +77,33 @@ def require_trainer_options(config: Mapping[str, Any]) -> None:
             f"trainer.devices: found {devices}, which starts as many processes on {cores} CPU cores; expected "
             f"{_PROCESSES_PER_CORE * cores} at most."
         )
+    if str(config.get("strategy")).endswith(("_spawn", "_fork", "_notebook")):
+        raise ValueError(
+            f"trainer.strategy: found {config['strategy']!r}, whose processes are copies of the first one; expected "
+            "one that starts each by the command, such as 'ddp'."
+        )
+    if trains:
+        _require_a_step(config)
+
+
+def _require_a_step(config: Mapping[str, Any]) -> None:
+    for name in ("limit_train_batches", "max_epochs"):
+        if config.get(name) == 0:
+            raise ValueError(f"trainer.{name}: found 0, with which nothing is trained. Leave it out.")
+    longest = config.get("max_time")
+    if longest is not None and (Timer(longest).time_remaining() or 0) <= 0:
+        raise ValueError(f"trainer.max_time: found {longest}; expected a time above zero, such as 00:12:00:00.")
+
+
+def require_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Checks that no callback is among them that a method can't be trained with.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for kind, instead in _INSTEAD.items():
+        if any(isinstance(callback, kind) for callback in callbacks):
+            raise ValueError(f"trainer.callbacks: found {kind.__name__}, which can't be used here; {instead}.")
 
 
 def require_monitored(module: UDAModule, callbacks: Sequence[Callback]) -> None:

@@ -48,6 +48,12 @@ def test_a_key_with_a_plus_sign_adds_to_the_list(base, merged):
     assert overlay({"trainer": base}, {"trainer": {"callbacks+": ["c"]}}) == {"trainer": merged}
 
 
+def test_keys_may_be_numbers():
+    assert overlay({"class_map": {7: "road", 8: "car"}}, {"class_map": {8: "bus"}}) == {
+        "class_map": {7: "road", 8: "bus"}
+    }
+
+
 def test_the_command_line_adds_to_included_callbacks(tmp_path, capsys):
     row = {"include": "minicity/dacs", "trainer": {"callbacks+": [{"class_path": "AdaptBatchNorm"}]}}
     write(tmp_path, row=row)

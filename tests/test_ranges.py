@@ -152,6 +152,9 @@ LISTED = [
     ("dacs", ("trainer", "overfit_batches"), 1e-30, "overfit_batches: found 1e-30, a share"),
     ("dacs", ("trainer", "limit_train_batches"), 0.5, "limit_train_batches: found 0.5, a share"),
     ("dacs", ("trainer", "devices"), 10**9, "devices: found 1000000000, which starts as many processes"),
+    ("dacs", ("trainer", "devices"), [5], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+    ("dacs", (*MODEL, "init_from"), "no_such.ckpt", "no_such.ckpt"),
+    ("dacs", ("seed_everything",), -1, "seed_everything: found -1, expected a number from 0"),
     (
         "dacs",
         ("trainer", "callbacks", 1, "init_args", "monitor"),

@@ -28,7 +28,7 @@ from lightning_uda.networks.base import SegmentationNetwork, compiled_in_place, 
 from lightning_uda.networks.checkpoints import start_from
 from lightning_uda.networks.weights import require_finite
 from lightning_uda.optim import Poly, Schedule, describe_updates
-from lightning_uda.ranges import OF_OPTIMIZER, SEED, ranged, require
+from lightning_uda.ranges import OF_OPTIMIZER, SEED, SHARE, ranged, require
 from lightning_uda.ranks import global_means
 from lightning_uda.resize import Size, size_of
 from lightning_uda.step import Step, Term, View, to_float
@@ -182,6 +182,8 @@ class UDAModule(LightningModule, ABC):
             return
         if "." in name or not name:
             raise ValueError(f"model.terms: found the name {name!r}; expected one without a dot, such as 'feature'.")
+        if name not in self.terms and hasattr(self.terms, name):
+            raise ValueError(f"model.terms: found the name {name!r}, which torch has for its own; give it another.")
         if name in self.terms:
             raise ValueError(
                 f"model.terms: found a second term {name!r}; {type(self).__name__} has one of that name already. Give "
@@ -342,6 +344,8 @@ class UDAModule(LightningModule, ABC):
         if any(True for _ in self.terms.parameters()):
             groups.append(parameter_group("terms", self.terms.parameters()))
         optimizer = self.optimizer(groups)
+        if self.trainer.gradient_clip_val:  # a fused one would unscale gradients of mixed precision after it only
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
         max_steps = self.trainer.max_steps
@@ -535,9 +539,18 @@ def _usable(optimizer: OptimizerCallable) -> OptimizerCallable:
     """An optimiser's maker, tried on one weight, so that numbers it can't train with are refused before a run begins.
 
     Raises:
-        ValueError: If its learning rate or another of its numbers is negative, infinite or NaN.
+        ValueError: If its learning rate or another of its numbers is negative, infinite or NaN, its momentum more than
+            1, or it can't make a step.
     """
-    made = optimizer([nn.Parameter(torch.zeros(1))])
+    weight = nn.Parameter(torch.zeros(1))
+    made = optimizer([weight])
+    kind = f"model.optimizer: {type(made).__name__}"
     for name, value in made.defaults.items():
-        require(OF_OPTIMIZER, value, f"model.optimizer: {type(made).__name__}.{name}")
+        require(SHARE if name == "momentum" else OF_OPTIMIZER, value, f"{kind}.{name}")
+    if not made.defaults.get("capturable"):  # which a GPU alone can
+        weight.grad = torch.zeros(1)
+        try:
+            made.step(lambda: 0.0)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{kind}: it can't make a step ({str(error).splitlines()[0]}). Choose another.") from error
     return optimizer

@@ -1,0 +1,50 @@
+"""What the trainer is asked for and can't do is refused before a run begins."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, Timer
+
+from lightning_uda.methods.base import _usable
+from lightning_uda.trainer_checks import require_callbacks, require_trainer_options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": None}, "trainer.max_steps: found null"),
+        ({"accelerator": None}, "trainer.accelerator: found null"),
+        ({"limit_train_batches": 0}, "trainer.limit_train_batches: found 0, with which nothing is trained"),
+        ({"max_epochs": 0}, "trainer.max_epochs: found 0, with which nothing is trained"),
+        ({"max_time": "00:00:00:00"}, "trainer.max_time: found 00:00:00:00; expected a time above zero"),
+        ({"max_time": {"days": -1}}, "trainer.max_time: found .*; expected a time above zero"),
+        ({"strategy": "ddp_spawn"}, "trainer.strategy: found 'ddp_spawn', .* such as 'ddp'"),
+    ],
+)
+def test_options_that_train_nothing_or_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        require_trainer_options(options, trains=True)
+
+
+def test_options_of_a_run_that_trains_are_accepted():
+    options = {"max_epochs": -1, "max_time": "00:00:00:01", "limit_train_batches": 1.0, "callbacks": None}
+    require_trainer_options(options | {"strategy": "ddp", "devices": 2}, trains=True)
+    require_trainer_options({"limit_train_batches": 0}, trains=False)
+
+
+@pytest.mark.parametrize("kind", [LearningRateFinder, BatchSizeFinder, Timer, lambda: BackboneFinetuning()])
+def test_callbacks_that_expect_another_module_are_refused(kind):
+    with pytest.raises(ValueError, match=r"trainer\.callbacks: found .*, which can't be used here; .*"):
+        require_callbacks([kind()])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: torch.optim.SparseAdam(p, lr=0.1), "SparseAdam: it can't make a step"),
+        (lambda p: torch.optim.AdamW(p, lr=0.1, differentiable=True), "AdamW: it can't make a step"),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=5), "SGD.momentum: found 5, expected a number from 0 to 1"),
+    ],
+)
+def test_optimisers_that_cannot_train_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        _usable(make)
