@@ -135,7 +135,7 @@ def require_file_place(path: Path, name: str) -> None:
     Raises:
         OSError: If a folder or a device is there, or nothing can be written there.
     """
-    require_folder_place(path.parent, name)
+    _require_place(path, path.parent, name)
     if path.is_dir():
         raise IsADirectoryError(
             f"{name}: {path} is a folder; expected a file to write. Give another path, such as {path / 'NAME'}."
@@ -154,15 +154,22 @@ def require_folder_place(path: Path, name: str) -> None:
     Raises:
         OSError: If something else is there, or nothing can be written there.
     """
-    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    _require_place(path, path, name)
+
+
+def _require_place(path: Path, folder: Path, name: str) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
-        raise NotADirectoryError(f"{name}: {there} is no folder; expected one to write to. Give another path.")
+        raise NotADirectoryError(
+            f"{name}: {path} can't be written, as {there} is no folder. Give a path in a folder, or a new one."
+        )
     try:
+        path.exists()  # or its name is too long
         with tempfile.TemporaryDirectory(dir=there, prefix=".", suffix=PARTIAL):
-            path.exists()  # or its name is too long
+            pass
     except OSError as error:
         raise type(error)(
-            f"{name}: {path} can't be written, as {there} takes nothing new ({error.strerror}). Give another path."
+            f"{name}: {path} can't be written: in {there} nothing can be made ({error.strerror}). Give another path."
         ) from error
 
 

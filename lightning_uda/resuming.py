@@ -24,7 +24,7 @@ from lightning_uda.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from lightning_uda.files import NOTES_FILE, PARTIAL, versions
+from lightning_uda.files import NOTES_FILE, PARTIAL, require_folder_place, versions
 from lightning_uda.metrics import find_confusions
 from lightning_uda.tables import read_log, read_table, write_table
 
@@ -98,6 +98,7 @@ class RunLogger(CSVLogger):
         """Number of the version, or name of its folder; the folder is made, as another run may start at this moment."""
         if self._version is None:
             first = int(super().version)
+            require_folder_place(Path(self.root_dir), "--output")
             for self._version in itertools.count(first) if not getattr(rank_zero_only, "rank", None) else ():
                 with suppress(FileExistsError):
                     Path(self.log_dir).mkdir(parents=True)

@@ -130,8 +130,9 @@ def _read(file: Path, read: Callable[[Path], Content]) -> Content | None:
         return None
     try:
         return read(file)
-    except ValueError as error:  # whose message begins with the path
-        raise ReportError(str(error)) from error
+    except ValueError as error:
+        named = str(error) if str(file) in str(error) else f"{file}: {error}"
+        raise ReportError(named) from error
 
 
 def _numbers(file: Path) -> list[dict[str, str]]:
