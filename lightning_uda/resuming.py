@@ -98,8 +98,8 @@ class RunLogger(CSVLogger):
         """Number of the version, or name of its folder; the folder is made, as another run may start at this moment."""
         if self._version is None:
             first = int(super().version)
-            require_folder_place(Path(self.root_dir), "--output")
             for self._version in itertools.count(first) if not getattr(rank_zero_only, "rank", None) else ():
+                require_folder_place(Path(self.root_dir), "--output")
                 with suppress(FileExistsError):
                     Path(self.log_dir).mkdir(parents=True)
                     break
