@@ -109,7 +109,7 @@ def read_config(path: Path, load: Callable[[str], Any] = yaml.safe_load) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        what = getattr(error, "problem", None) or "it can't be read"
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "it can't be read"
         raise ValueError(f"{path}: can't be read as YAML{where}: {what}.") from error
 
 

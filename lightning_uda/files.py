@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
-import yaml
 from rich.console import Console
 from rich.progress import track
 
@@ -42,16 +42,19 @@ PARTIAL = ".part"
 """Ending of files that are being written."""
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+def read_text(path: Path) -> str:
+    """The content of a text file in UTF-8.
 
     Raises:
-        ValueError: If it can't be read as YAML; the message is of one line.
+        ValueError: If it isn't in UTF-8.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: can't be read as YAML: {' '.join(str(error).split())}") from error
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: found bytes that aren't text in UTF-8. Save the file in UTF-8, or put a whole copy of it in its "
+            "place, or move it away."
+        ) from error
 
 
 def parallel_map(
@@ -122,8 +125,61 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_file_place(path: Path, name: str) -> None:
+    """Checks that a file can be written, before the work is done whose outcome it is to hold. Nothing is left there.
+
+    Args:
+        path: The file, which may be there already; folders on the way to it need not be.
+        name: How the user knows the path, such as "--output".
+
+    Raises:
+        OSError: If a folder or a device is there, or nothing can be written there.
+    """
+    _require_place(path, path.parent, name)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{name}: {path} is a folder; expected a file to write. Give another path, such as {path / 'NAME'}."
+        )
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{name}: {path} is a device or a pipe; expected a file to write. Give another path.")
+
+
+def require_folder_place(path: Path, name: str) -> None:
+    """Checks that files can be written in a folder, before the work is done whose outcome they are to hold.
+
+    Args:
+        path: The folder, which need not be there yet.
+        name: How the user knows the path, such as "--output".
+
+    Raises:
+        OSError: If something else is there, or nothing can be written there.
+    """
+    _require_place(path, path, name)
+
+
+def _require_place(path: Path, folder: Path, name: str) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise NotADirectoryError(
+            f"{name}: {path} can't be written, as {there} is no folder. Give a path in a folder, or a new one."
+        )
+    try:
+        path.exists()  # or its name is too long
+        with tempfile.TemporaryDirectory(dir=there, prefix=".", suffix=PARTIAL):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"{name}: {path} can't be written: in {there} nothing can be made ({error.strerror}). Give another path."
+        ) from error
+
+
 def write_beside_older(path: Path, text: str) -> None:
-    """Writes a text file; one that is there already is kept as `<stem>.<n><suffix>`."""
+    """Writes a text file; one that is there already is kept as `<stem>.<n><suffix>`.
+
+    Raises:
+        OSError: If a folder or a device is there, which is left as it is, or nothing can be written there.
+    """
+    require_file_place(path, "output")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         path.rename(free_name(path))

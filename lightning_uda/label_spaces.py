@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from lightning_uda.files import read_yaml
+from lightning_uda.config_files import read_config
 from lightning_uda.ranges import BYTE, require
 
 IGNORE_INDEX = 255
@@ -263,11 +263,11 @@ def get_label_space(name_or_path: str) -> LabelSpace:
             f"Unknown label space {name_or_path!r}: expected one of {sorted(LABEL_SPACES)} or the path of a YAML file "
             "with a `classes` list."
         )
-    content = read_yaml(path)
+    content = read_config(path)
     classes = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not _are_names(classes):
         raise ValueError(f"Label space file {path}: expected a mapping with a `classes` list of names.")
-    if unknown := sorted(set(content) - {"name", "classes", "palette", "subsets"}):
+    if unknown := sorted(map(str, set(content) - {"name", "classes", "palette", "subsets"})):
         raise ValueError(f"Label space file {path}: unknown keys {unknown}; known are classes, name, palette, subsets.")
     if wrong := [name for name in classes if isinstance(name, bool)]:
         raise ValueError(f"Label space file {path}: found {wrong} among the class names; expected text.{UNQUOTED}")

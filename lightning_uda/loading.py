@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_uda.callbacks import AdaptBatchNorm, StepProgressBar
 from lightning_uda.checkpoints import CHECKPOINTS, SUFFIX, CheckpointError, newest_checkpoint
 from lightning_uda.cli import UDACLI, run_trainer
+from lightning_uda.config_files import find_config
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.methods import AdaBN, UDAModule
 from lightning_uda.resuming import CheckpointFiles, is_address, trained_versions
@@ -167,7 +168,7 @@ def find_checkpoint(given: Path, config: Path | None = None) -> tuple[Path, Path
 
     Args:
         given: A checkpoint, or the folder of a run or of a version of it, which stand for their newest checkpoint.
-        config: The config, where it isn't in the folder of the run.
+        config: The config, where it isn't in the folder of the run, or the short name of a shipped one.
 
     Raises:
         CheckpointError: If the folder has no whole checkpoint.
@@ -180,12 +181,21 @@ def find_checkpoint(given: Path, config: Path | None = None) -> tuple[Path, Path
         )
     version = _version(given) if given.is_dir() else given.parent.parent
     file = _newest(version, "Give a file as --ckpt_path.") if given.is_dir() else given
-    found = version / _CONFIG if config is None else config
+    if config is not None:
+        return file, _named_config(str(config))
+    found = version / _CONFIG
     if not found.is_file():
         raise FileNotFoundError(
             f"{given}: found no {found} for it; expected the config of its run. Give it as --config."
         )
     return file, found
+
+
+def _named_config(name: str) -> Path:
+    try:
+        return find_config(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--config: {error}") from error
 
 
 def _leave_out_weights(part: Any) -> None:

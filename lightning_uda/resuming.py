@@ -25,9 +25,9 @@ from lightning_uda.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from lightning_uda.files import NOTES_FILE, PARTIAL, versions
+from lightning_uda.files import NOTES_FILE, PARTIAL, require_folder_place, versions
 from lightning_uda.metrics import find_confusions
-from lightning_uda.tables import read_table, write_table
+from lightning_uda.tables import read_log, read_table, write_table
 
 _NETWORKS = ("student.", "teacher.")
 
@@ -100,6 +100,7 @@ class RunLogger(CSVLogger):
         if self._version is None:
             first = int(super().version)
             for self._version in itertools.count(first) if not getattr(rank_zero_only, "rank", None) else ():
+                require_folder_place(Path(self.root_dir), "--output")
                 with suppress(FileExistsError):
                     Path(self.log_dir).mkdir(parents=True)
                     break
@@ -112,14 +113,14 @@ class RunLogger(CSVLogger):
         if self._experiment is not None or self.resumed is None:
             return super().experiment
         run, step = Path(self.log_dir), self.resumed.step
-        remove_unfinished(run)
-        forget_later_evaluations(run, step)
         table = run / ExperimentWriter.NAME_METRICS_FILE
         kept = table.with_name(table.name + PARTIAL)  # Lightning's writer removes the table
-        source = table if table.is_file() else kept
-        if not source.is_file():
+        source = next((file for file in (table, kept) if file.is_file()), None)
+        columns, rows = ([], []) if source is None else read_log(source)
+        forget_later_evaluations(run, step)
+        remove_unfinished(run)
+        if source is None:
             return super().experiment
-        columns, rows = read_table(source)
         rows = [row for row in rows if int(row["step"]) < step]
         write_table(kept, columns, rows)
         self._before = {(int(row["step"]), name) for row in rows for name, value in row.items() if value}
@@ -187,14 +188,18 @@ def remove_unfinished(run: Path) -> None:
 
 
 def forget_later_evaluations(run: Path, step: int) -> None:
-    """Takes the evaluations of steps after `step` out of a run folder."""
+    """Takes the evaluations of steps after `step` out of a run folder.
+
+    Raises:
+        ValueError: If its table of them is damaged; then nothing is taken out.
+    """
+    table = run / IOU_FILE
+    columns, rows = read_table(table, {"step": int}) if table.is_file() else ([], [])
     for file in find_confusions(run):
         if file.step > step:
             file.path.unlink()
             file.image_scores.unlink(missing_ok=True)
-    table = run / IOU_FILE
-    if table.is_file():
-        columns, rows = read_table(table)
+    if rows:
         write_table(table, columns, [row for row in rows if int(row["step"]) <= step])
 
 

@@ -16,7 +16,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_uda.files import replace_file
+from lightning_uda.files import read_text, replace_file
+
+Kind = type[str] | type[int] | type[float]
+_KINDS: Mapping[Kind, str] = {str: "a text", int: "a whole number", float: "a number"}
+WHOLE_COPY = "Put a whole copy of the file in its place, or move it away."
+"""What the user does about a damaged file of a run."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +97,76 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, each from column to cell."""
-    return read_table(path)[1]
+def read_rows(path: Path, kinds: Mapping[str, Kind] | None = None) -> list[dict[str, str]]:
+    """The rows of a CSV file, each from column to cell; see `read_table`."""
+    return read_table(path, kinds)[1]
 
 
-def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a CSV file."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        return list(reader.fieldnames or ()), list(reader)
+def read_table(path: Path, kinds: Mapping[str, Kind] | None = None) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file; cells that a row lacks are empty.
+
+    Args:
+        path: The file; an empty one has neither columns nor rows.
+        kinds: Columns that it needs, and what their cells are to be.
+
+    Raises:
+        ValueError: If the file is no table in UTF-8, lacks such a column, or has another cell there.
+    """
+    return _table(path, read_text(path), kinds or {})
+
+
+def read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a table that a run adds rows to, each with its `step`, such as `metrics.csv`.
+
+    A row that a kill left half written at its end is left out.
+
+    Raises:
+        ValueError: If it is no such table.
+    """
+    text = read_text(path)
+    return _table(path, text[: text.rfind("\n") + 1], {"step": int})
+
+
+def _table(path: Path, text: str, kinds: Mapping[str, Kind]) -> tuple[list[str], list[dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    try:
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}: can't be read as CSV ({error}). {WHOLE_COPY}") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise ValueError(f"{path}: found more cells in row {number} than the {len(columns)} columns. {WHOLE_COPY}")
+    for name, kind in kinds.items() if columns else ():
+        if name not in columns:
+            raise ValueError(f"{path}: found no column {name!r}; its columns are {columns[:8]}. {WHOLE_COPY}")
+        _require(path, rows, name, kind)
+    return columns, rows
+
+
+def require_numbers(path: Path, columns: Iterable[str], rows: Sequence[Mapping[str, str]]) -> None:
+    """Checks that each cell of a table is a number or empty.
+
+    Args:
+        path: The file that it was read from.
+        columns: Its columns.
+        rows: Its rows.
+
+    Raises:
+        ValueError: If one isn't.
+    """
+    for name in columns:
+        _require(path, [{name: row[name] or "nan"} for row in rows], name, float)
+
+
+def _require(path: Path, rows: Sequence[Mapping[str, str]], column: str, kind: Kind) -> None:
+    for number, row in enumerate(rows, start=1):
+        try:
+            kind(row[column])
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: found {row[column][:40]!r} as {column!r} in row {number}; expected {_KINDS[kind]}. "
+                f"{WHOLE_COPY}"
+            ) from error
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

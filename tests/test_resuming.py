@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from lightning_uda.__main__ import main
-from lightning_uda.checkpoints import read_checkpoint, write_checkpoint
+from lightning_uda.checkpoints import Found, read_checkpoint, write_checkpoint
 from lightning_uda.data.streams import Stream
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.resuming import RunLogger
@@ -243,6 +243,41 @@ def test_a_table_that_a_kill_left_aside_is_found(tmp_path):
     (run / "metrics.csv").rename(run / "metrics.csv.part")
     main(["fit", "--config", config, "--resume"])
     assert (run / "metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "message"),
+    [
+        ("metrics.csv", b"a,b\n1,2\n", "found no column 'step'"),
+        ("metrics.csv", b"\xff", "found bytes that aren't text in UTF-8"),
+        ("metrics.csv", b"step,loss\nx,1\n", "found 'x' as 'step' in row 1"),
+        ("iou.csv", b"a\n1\n", "found no column 'step'"),
+        ("iou.csv", b"\xff", "found bytes that aren't text in UTF-8"),
+    ],
+)
+def test_a_damaged_table_is_named_and_nothing_taken_back(table, content, message, tmp_path):
+    run = tmp_path / "a/version_0"
+    (run / "confusions").mkdir(parents=True)
+    (run / "confusions/val_step_000004.csv").touch()
+    (run / table).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"version_0/{table}: {message}"):
+        _ = RunLogger(str(tmp_path), "a", Found(run / "checkpoints/last.ckpt", 2)).experiment
+    assert (run / "confusions/val_step_000004.csv").exists()
+    assert (run / table).read_bytes() == content
+
+
+def test_a_row_that_a_kill_left_half_written_is_not_kept(tmp_path):
+    (tmp_path / "a/version_0").mkdir(parents=True)
+    table = tmp_path / "a/version_0/metrics.csv"
+    table.write_text("epoch,step,loss\n0,7,0.5\n0,1")  # of step 14
+    _ = RunLogger(str(tmp_path), "a", Found(table.parent / "checkpoints/last.ckpt", 10)).experiment
+    assert read_rows(table) == [{"epoch": "0", "step": "7", "loss": "0.5"}]
+
+
+def test_a_run_folder_that_cannot_be_made_is_said_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"--output: .*file/a can't be written, as .*file is no folder"):
+        _ = RunLogger(str(tmp_path / "file"), "a").version
 
 
 def test_only_checkpoints_that_a_run_can_go_on_from_count(tmp_path):

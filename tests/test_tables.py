@@ -1,10 +1,22 @@
 import io
+import re
 
 import pytest
 import rich
 from rich.console import Console
 
-from lightning_uda.tables import Row, append_row, console_table, csv_text, percent, percent_bar, read_rows
+from lightning_uda.tables import (
+    Row,
+    append_row,
+    console_table,
+    csv_text,
+    percent,
+    percent_bar,
+    read_log,
+    read_rows,
+    read_table,
+    require_numbers,
+)
 
 
 def test_rows_with_new_columns_join_the_earlier_rows(tmp_path):
@@ -41,3 +53,32 @@ def test_classes_have_a_swatch_and_means_a_line_above():
     assert "\x1b[38;2;128;64;128m██ " in road
     assert set(line.strip()) == {"─"}
     assert "██" not in mean
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "found bytes that aren't text in UTF-8"),
+        (b"a,b\n1,2\n", r"found no column 'step'; its columns are \['a', 'b'\]"),
+        (b"step\n1\nx\n", "found 'x' as 'step' in row 2; expected a whole number"),
+        (b"epoch,step\n0,\n", "found '' as 'step' in row 1; expected a whole number"),
+        (b"step\n1,2\n", "found more cells in row 1 than the 1 columns"),
+        (b"step,loss\n1,x\n", "found 'x' as 'loss' in row 1; expected a number"),
+        (b"step\n" + b"1" * 200_000 + b"\n", "can't be read as CSV"),
+    ],
+)
+def test_a_damaged_table_is_named(content, message, tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: {message}") as error:
+        require_numbers(path, *read_table(path, {"step": int}))
+    assert str(error.value).endswith("or move it away.")
+
+
+def test_a_row_that_was_being_written_is_left_out_of_a_log(tmp_path):
+    path = tmp_path / "metrics.csv"
+    for end in ("", "1", "12,", "12,-"):
+        path.write_text(f"step,loss\n9,0.5\n{end}")
+        assert read_log(path) == (["step", "loss"], [{"step": "9", "loss": "0.5"}])
+    path.write_text("")
+    assert read_log(path) == ([], [])

@@ -21,7 +21,7 @@ from PIL import Image
 from lightning_uda.callbacks.prediction_formats import Colors, Prediction, PredictionFormat, TrainIds
 from lightning_uda.data.check import counted
 from lightning_uda.data.dataset import Frame
-from lightning_uda.files import PARTIAL
+from lightning_uda.files import PARTIAL, require_folder_place
 from lightning_uda.label_spaces import LabelSpace
 
 _VIDEO = ".mp4"
@@ -72,7 +72,7 @@ class PredictionWriter(Callback):
         """Makes the folders, and asks for what the formats need.
 
         Raises:
-            FileExistsError: If one of them already holds PNG files or videos, or its zip file is there.
+            OSError: If one of them already holds PNG files or videos, its zip file is there, or it can't be made.
             ValueError: If predictions of the module's classes can't be written so.
         """
         if stage != "predict":
@@ -196,6 +196,7 @@ class PredictionWriter(Callback):
                 f"{self._zip_file(output)} is already there and would be overwritten; "
                 "give another output_dir, or move it away."
             )
+        require_folder_place(folder, "PredictionWriter")
         folder.mkdir(parents=True, exist_ok=True)
 
     def _zip_file(self, output: PredictionFormat) -> Path:

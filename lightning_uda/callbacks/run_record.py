@@ -82,7 +82,7 @@ def git_state(folder: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     if path.is_file():
-        if path.read_text(encoding="utf-8") == text:
+        if path.read_text(encoding="utf-8", errors="replace") == text:
             return
         path.rename(free_name(path))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_uda import __version__
 from lightning_uda.commands.options import CommandParser
 from lightning_uda.config_files import AXES, find_config, read_config, short_names
+from lightning_uda.files import require_file_place
 
 _FIRST = ("demo", "minicity", "folders")
 _COMMANDS = {"grids": "lightning-uda grid", "sweeps": "lightning-uda sweep"}
@@ -73,8 +74,8 @@ def copy_config(name: str, path: Path | None) -> str:
         A sentence about the copy.
 
     Raises:
-        FileExistsError: If there is a file already.
         FileNotFoundError: If no config has the name.
+        OSError: If there is a file already, or none can be written there.
     """
     source = find_config(name)
     short = next((short for short, shipped in short_names().items() if shipped == source), name)
@@ -82,6 +83,7 @@ def copy_config(name: str, path: Path | None) -> str:
     text = source.read_text(encoding="utf-8")
     if re.search(r"^[^#]*\binclude:", text, re.MULTILINE):
         text = _whole(source, short)
+    require_file_place(path, "configs copy")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("x", encoding="utf-8") as file:

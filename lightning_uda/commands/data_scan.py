@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections import Counter
 from collections.abc import Iterable
+from inspect import signature
 
 import rich
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
@@ -26,7 +30,18 @@ _LISTED_SIZES = 8
 
 
 class DataCheckCLI(UDACLI):
-    """Parses a whole experiment config, but makes its data module only."""
+    """Parses a whole experiment config, that of a run too, but makes its data module only."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what the config of a run says of its command, such as `ckpt_path`, which isn't needed here."""
+        super().add_arguments_to_parser(parser)
+        words = {
+            name
+            for command, parts in self.subcommands().items()
+            for name in signature(getattr(Trainer, command)).parameters.keys() - {"self", *parts}
+        }
+        for name in sorted(words):
+            parser.add_argument(f"--{name}", default=None, help=SUPPRESS)
 
     def instantiate_classes(self) -> None:
         """Makes `self.datamodule` without the datasets that can't be made; why not stands in `self.unusable`."""

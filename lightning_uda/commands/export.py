@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_uda.commands.options import CommandParser
+from lightning_uda.files import require_file_place
 
 
 def export_network(arguments: list[str]) -> None:
@@ -15,12 +16,13 @@ def export_network(arguments: list[str]) -> None:
             [--gives logits|labels] [--size HEIGHT WIDTH]` and options as for `validate`.
 
     Raises:
-        FileExistsError: If there is an output already.
+        OSError: If there is an output already, or it can't be written.
         ValueError: If a size is below 1.
     """
     chosen, options = _parser().parse_known_args(arguments)
     if chosen.size is not None and min(chosen.size) < 1:
         raise ValueError(f"--size: found {chosen.size[0]} {chosen.size[1]}, expected a height and a width from 1.")
+    require_file_place(chosen.output, "--output")
     if chosen.output.exists():
         raise FileExistsError(f"--output: found {chosen.output}. Move it away, or give another file.")
     from lightning_uda.commands.network_export import export  # brings torch and Lightning, which help does without

@@ -18,7 +18,7 @@ from lightning_uda.callbacks.adapt_batch_norm import AdaptBatchNorm
 from lightning_uda.cli import UDACLI, run_trainer
 from lightning_uda.data.check import require_usable
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.files import shown
+from lightning_uda.files import require_folder_place, shown
 from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.loading import PartsCLI, load_weights
 from lightning_uda.methods import UDAModule
@@ -75,8 +75,7 @@ def analyze(options: list[str], output: Path, num_images: int | None, with_tsne:
         with_tsne: Whether t-SNE is drawn too.
 
     Raises:
-        FileExistsError: If the folder holds such files already.
-        FileNotFoundError: If the checkpoint isn't there.
+        OSError: If the folder holds such files already or can't be written to, or the checkpoint isn't there.
         DatasetError: If source or val isn't set, has no labels, or can't be read.
         ValueError: If scikit-learn is missing, or an option is out of its range.
     """
@@ -160,8 +159,7 @@ def feature_pixels(
 
 
 def _require_free(folder: Path, names: list[str]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--output: found a file at {folder}, expected a folder, or none yet.")
+    require_folder_place(folder, "--output")
     if there := [name for name in names if (folder / name).exists()]:
         raise FileExistsError(
             f"--output: found {', '.join(there)} of an earlier analysis in {folder}. Move them away, or give another "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_uda.commands.options import CommandParser
+from lightning_uda.files import require_folder_place
 
 KINDS = ("color", "overlay", "id", "raw_id", "confidence")
 """What can be written of a prediction, each in a folder of its name."""
@@ -22,12 +23,14 @@ def predict_files(arguments: list[str]) -> None:
         DatasetError: If there is no image, or one can't be read.
         FileExistsError: If the output holds predictions already.
         FileNotFoundError: If there is no such run, checkpoint or config.
+        OSError: If the output can't be written.
         ValueError: If no image is given, or the checkpoint doesn't fit the config.
     """
     parser = _parser()
     chosen, options = parser.parse_known_args(arguments)
     if not chosen.images:
         parser.error("found nothing after --images; expected images, videos, folders, or lists of them.")
+    require_folder_place(chosen.output, "--output")
     from lightning_uda.commands.file_prediction import predict  # brings torch and Lightning, which help does without
 
     predict(options, **vars(chosen))
@@ -78,6 +81,9 @@ def _parser() -> CommandParser:
         "--frames", action="store_true", help="Write all of a video as PNG files of its frames, instead of a video."
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="Config of a checkpoint that doesn't lie in the folder of its run."
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="Config of a checkpoint that doesn't lie in the folder of its run, or the name of a shipped one.",
     )
     return parser

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.files import NOTES_FILE, STOPPED_EARLY
+from lightning_uda.files import NOTES_FILE, STOPPED_EARLY, read_text
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, in_scope, iou_per_class, mean_column, mean_iou
@@ -379,7 +379,7 @@ class UDAModule(LightningModule, ABC):
         if folder is not None:
             path = Path(folder) / NOTES_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []  # of a run that goes on
+            lines = read_text(path).splitlines() if path.is_file() else []  # of a run that goes on
             before = [line for line in lines if not line.startswith(STOPPED_EARLY)]
             path.write_text("".join(f"{note}\n" for note in dict.fromkeys([*before, *notes])), encoding="utf-8")
 

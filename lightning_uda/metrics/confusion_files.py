@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_uda.files import free_name, replace_file
+from lightning_uda.files import free_name, read_text, replace_file
 from lightning_uda.metrics.columns import SCOPE, in_scope, scope_order
 from lightning_uda.tables import csv_text, read_rows
 
@@ -21,6 +22,7 @@ CONFUSIONS = "confusions"
 IMAGE_SCORES = "image_scores"
 """Folder beside it with the scores of single images."""
 
+_SHOWN = 80  # characters of a file that holds something else
 _NAME = re.compile(rf"(?P<stage>[a-z]+)_step_(?P<step>\d+)(_(?P<scope>{SCOPE}))?(\.(?P<number>\d+))?\.csv")
 
 
@@ -71,7 +73,7 @@ def latest_image_scores(run: Path, stage: str) -> list[tuple[str, float]]:
     files = [file.image_scores for file in find_confusions(run) if file.stage == stage and file.scope is None]
     if not files or not files[-1].is_file():
         return []
-    return [(row["image"], float(row["miou"])) for row in read_rows(files[-1])]
+    return [(row["image"], float(row["miou"])) for row in read_rows(files[-1], {"image": str, "miou": float})]
 
 
 def keep_confusion(
@@ -131,15 +133,17 @@ def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
     Raises:
         ValueError: If the file holds something else.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        (_, *classes), *rows = list(csv.reader(file)) or [[""]]
+    text = read_text(path)
     try:
+        table = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[""]]
+        (_, *classes), *rows = table
         confusion = torch.tensor([[int(cell) for cell in row[1:]] for row in rows], dtype=torch.int64)
-    except ValueError:
-        confusion = torch.empty(0)
-    if confusion.shape != (len(classes), len(classes)) or [row[0] for row in rows] != classes:
+    except (ValueError, csv.Error):
+        classes, rows, confusion = [], [], torch.full((1,), -1)
+    whole = confusion.shape == (len(classes), len(classes)) and int(confusion.min()) >= 0
+    if not whole or [row[0] for row in rows] != classes:
         raise ValueError(
             f"{path}: expected a confusion matrix with class names in its first row and column and counts elsewhere, "
-            f"found {len(rows)} rows for {len(classes)} classes. Evaluate the run's checkpoint again."
+            f"found {text[:_SHOWN]!r}{' ...' * (len(text) > _SHOWN)}. Evaluate the run's checkpoint again."
         )
     return confusion, classes

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import rich
 
+from lightning_uda.files import require_file_place
 from lightning_uda.metrics import MIOU_NOTE
 from lightning_uda.report.notes import print_notes
-from lightning_uda.report.page import write_page
-from lightning_uda.report.runs import ReportError, Run, load_runs
+from lightning_uda.report.page import page_path, write_page
+from lightning_uda.report.run_files import ReportError
+from lightning_uda.report.runs import Run, load_runs
 from lightning_uda.report.table import best_miou, losses_table, table_of
 
 __all__ = ["ReportError", "Run", "build_report", "load_runs", "report"]
@@ -25,8 +27,10 @@ def report(runs: Sequence[Path], output: Path, against: Path | None = None) -> N
         against: A run over which the gain of every other one is shown; `None` shows that of the last over the first.
 
     Raises:
-        ReportError: If a folder holds no evaluation, or the runs have different classes.
+        OSError: If the page can't be written.
+        ReportError: If a folder holds no evaluation or a damaged file, or the runs have different classes.
     """
+    require_file_place(page_path(output), "--output")
     loaded = load_runs(runs, against)
     compared = loaded[-1:] if against is None else loaded[1:]
     console = rich.get_console()
@@ -58,7 +62,8 @@ def build_report(runs: Sequence[Path], output: Path, against: Path | None = None
         Path of the page.
 
     Raises:
-        ReportError: If a folder holds no evaluation, or the runs have different classes.
+        OSError: If the page can't be written.
+        ReportError: If a folder holds no evaluation or a damaged file, or the runs have different classes.
     """
     loaded = load_runs(runs, against)
     return write_page(loaded, output, loaded[-1:] if against is None else loaded[1:])

@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 
 from lightning_uda.datasets.nthu import FOLDS
-from lightning_uda.files import write_beside_older
+from lightning_uda.files import require_file_place, write_beside_older
 from lightning_uda.label_spaces import LabelSpace
 from lightning_uda.metrics import (
     MIOU_NOTE,
@@ -27,7 +27,8 @@ from lightning_uda.metrics import (
     score_label,
 )
 from lightning_uda.report.notes import print_notes
-from lightning_uda.report.runs import ReportError, Run, class_name, init_args, load_runs
+from lightning_uda.report.run_files import CONFIG_FILE, ReportError
+from lightning_uda.report.runs import Run, class_name, init_args, load_runs
 from lightning_uda.tables import Row, console_table, csv_text, percent
 
 _MEANS = {
@@ -93,8 +94,10 @@ def report_folds(runs: Sequence[Path], output: Path) -> None:
         output: The file to write, as `write_folds` takes it.
 
     Raises:
+        OSError: If the file can't be written.
         ReportError: As `load_folds`.
     """
+    require_file_place(Path(output), "--output")
     sets = load_folds(runs)
     console = rich.get_console()
     console.print(folds_table(sets))
@@ -179,7 +182,10 @@ def _scored(run: Run) -> Mapping[str, Any]:
 
 def _fold(run: Run) -> int | None:
     """Number of the run's fold; `None` if the dataset has no folds."""
-    return init_args(_scored(run)).get("fold")
+    fold = init_args(_scored(run)).get("fold")
+    if fold is not None and not isinstance(fold, int):
+        raise ReportError(f"{run.folder / CONFIG_FILE}: found fold: {fold!r} of data.{run.stage}; expected a number.")
+    return fold
 
 
 def _fold_order(run: Run) -> int:
@@ -205,7 +211,7 @@ def _require_distinct(title: str, first: Run, second: Run) -> None:
     if not _scored(first) or not _scored(second):
         return
     ours, theirs = _settings(first), _settings(second)
-    differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    differing = sorted(str(key) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     if not differing and _fold(first) == _fold(second):
         what = "the same images" if _fold(first) is None else f"fold {_fold(first)}"
         raise ReportError(

@@ -16,9 +16,10 @@ from lightning_uda.files import write_beside_older
 from lightning_uda.metrics import CONFUSIONS, MIOU_NOTE, mean_column
 from lightning_uda.report.charts import charts_of, class_curves, run_color
 from lightning_uda.report.notes import notes_of
+from lightning_uda.report.run_files import read_extremes
 from lightning_uda.report.runs import Run, class_name, init_args
 from lightning_uda.report.table import best_miou, gain_of, loss_rows, rows_of
-from lightning_uda.tables import percent, read_rows
+from lightning_uda.tables import percent
 
 _STREAMS = ("source", "target")
 _MAX_TRAIN_ROWS = 2
@@ -27,12 +28,14 @@ _WEIGHTS = ("weights", "pretrained", "init_from", "load_from")
 
 def write_page(runs: Sequence[Run], output: Path, compared: Sequence[Run]) -> Path:
     """Writes the page and gives its path; a page that is there already is kept as `<stem>.<n>.html`."""
-    output = Path(output)
-    if output.is_dir():
-        output = output / "report.html"
-    html = _render(runs, compared)
-    write_beside_older(output, html)
-    return output
+    path = page_path(output)
+    write_beside_older(path, _render(runs, compared))
+    return path
+
+
+def page_path(output: Path) -> Path:
+    """The page itself, or `report.html` in a folder."""
+    return Path(output) / "report.html" if Path(output).is_dir() else Path(output)
 
 
 def _render(runs: Sequence[Run], compared: Sequence[Run]) -> str:
@@ -169,7 +172,7 @@ def _extremes(run: Run, color: str) -> dict[str, Any] | None:
         return None
     folder, rows = found[0], []
     kinds = {"image": "image", "mask": "ground truth", "prediction": "prediction", "errors": "where it is wrong"}
-    for row in read_rows(folder / found[1]):
+    for row in read_extremes(folder / found[1]):
         files = {kind: folder / f"{run.stage}_{row['picture']}_{kind}.png" for kind in kinds}
         tiles = [_figure(file, kinds[kind]) for kind, file in files.items() if file.is_file()]
         caption = f"{row['picture'].split('_')[0]}: {row['image']}, mIoU {percent(float(row['miou']))}"
@@ -186,7 +189,8 @@ def _evaluation_pictures(runs: Sequence[Run]) -> list[list[dict[str, Any]]]:
     folder, stage = found[0][0], found[0][1].split("_")[0]
     while (image := folder / f"{stage}_{len(rows)}_image.png").is_file():
         prefix = f"{stage}_{len(rows)}"
-        row = [_figure(image, "image"), _figure(folder / f"{prefix}_mask.png", "ground truth")]
+        drawn = ((image, "image"), (folder / f"{prefix}_mask.png", "ground truth"))
+        row = [_figure(file, caption) for file, caption in drawn if file.is_file()]
         for i, (run, panels) in enumerate(zip(runs, found, strict=True)):
             prediction = panels[0] / f"{prefix}_prediction.png" if panels else None
             if prediction is not None and prediction.is_file():
@@ -199,8 +203,7 @@ def _training_pictures(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """For each run whose student saw more than its streams: what its last drawn batch was made of."""
     groups = []
     for i, run in enumerate(runs):
-        folders = sorted((run.folder / "panels").glob("step_*"), reverse=True)
-        folder = next((folder for folder in folders if list(folder.glob("train_0_*_image.png"))), None)
+        folder = next((folder for folder in _panels(run) if list(folder.glob("train_0_*_image.png"))), None)
         if folder is None:
             continue
         rows = [_training_row(folder, f"train_{number}_") for number in range(_MAX_TRAIN_ROWS)]
@@ -223,11 +226,17 @@ def _training_row(folder: Path, prefix: str) -> list[dict[str, Any]]:
 
 def _tiles(run: Run, names: Sequence[str]) -> tuple[Path, str] | None:
     """The last step's folder of pictures that holds one of the files, and which."""
-    for folder in sorted((run.folder / "panels").glob("step_*"), reverse=True):
+    for folder in _panels(run):
         for name in names:
             if (folder / name).is_file():
                 return folder, name
     return None
+
+
+def _panels(run: Run) -> list[Path]:
+    """Folders of pictures, `panels/step_<step>`, the last step first."""
+    folders = (run.folder / "panels").glob("step_*")
+    return sorted((path for path in folders if path.name.removeprefix("step_").isdecimal()), reverse=True)
 
 
 def _figure(file: Path, caption: str, color: str | None = None) -> dict[str, Any]:

@@ -11,15 +11,20 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_uda.files import LABEL_SPACE_FILE, NOTES_FILE, RECORD_FILE, STOPPED_EARLY, read_yaml, versions
-from lightning_uda.label_spaces import LABEL_SPACES, LabelSpace, get_label_space
-from lightning_uda.metrics import CONFUSIONS, best_of, columns_of, evaluate, find_confusions, read_confusion
+from lightning_uda.files import STOPPED_EARLY, versions
+from lightning_uda.label_spaces import LabelSpace
+from lightning_uda.metrics import CONFUSIONS, best_of, columns_of, evaluate, find_confusions
 from lightning_uda.metrics.columns import is_mean
-from lightning_uda.tables import read_rows
-
-
-class ReportError(ValueError):
-    """A report can't be made of these runs; the message names the folder and the fix."""
+from lightning_uda.report.run_files import (
+    ReportError,
+    has_trained,
+    read_config,
+    read_label_space,
+    read_matrices,
+    read_metrics,
+    read_notes,
+    read_record,
+)
 
 
 @dataclass(eq=False)
@@ -78,13 +83,18 @@ class Run:
     @property
     def last_step(self) -> int:
         """The step that the run got to."""
-        logged = [int(row["step"]) + 1 for row in self.metrics if row.get("step")]
+        logged = [int(row["step"]) + 1 for row in self.metrics]
         return max([*logged, self.last_evaluation])
+
+    @property
+    def trainer(self) -> Mapping[str, Any]:
+        """Options of the trainer, as far as its config tells."""
+        return self.config.get("trainer") or {}
 
     @property
     def max_steps(self) -> int | None:
         """The step that the run was to end at, if its config says so."""
-        steps = self.config.get("trainer", {}).get("max_steps")
+        steps = self.trainer.get("max_steps")
         if isinstance(steps, int) and steps > 0:
             return steps
         planned = self.curve("rounds/steps")[1]  # of self-training
@@ -103,8 +113,8 @@ class Run:
         trained = any(name.startswith("train/") for name in self.logged)
         if self.max_steps is None or not trained:
             return True
-        interval = self.config.get("trainer", {}).get("log_every_n_steps") or 50
-        return self.last_step + int(interval) > self.max_steps
+        interval: int = self.trainer.get("log_every_n_steps") or 50
+        return self.last_step + interval > self.max_steps
 
     def value(self, column: str) -> float | None:
         """A column of the last evaluation, in percent; `None` where there is nothing to measure."""
@@ -121,15 +131,14 @@ class Run:
 
     def curve(self, column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of `metrics.csv`, where it has any."""
-        rows = [row for row in self.metrics if row.get("step")]
-        return _points((int(row["step"]), float(row.get(column) or math.nan)) for row in rows)
+        return _points((int(row["step"]), float(row.get(column) or math.nan)) for row in self.metrics)
 
 
 def load_runs(folders: Sequence[Path], against: Path | None = None) -> list[Run]:
     """Reads run folders and checks that they can be compared.
 
     Raises:
-        ReportError: If a folder holds no evaluation, or the runs have different classes or stages.
+        ReportError: If a folder holds no evaluation or a damaged file, or the runs have different classes or stages.
     """
     if not folders:
         raise ReportError("Found no run folder; give at least one, such as runs/demo/dacs.")
@@ -173,20 +182,18 @@ def init_args(node: Any) -> Mapping[str, Any]:
 
 def _load_run(folder: Path) -> Run:
     version = _version_folder(folder)
-    config = _read_yaml(version / "config.yaml")
-    notes_file = version / NOTES_FILE
-    notes = notes_file.read_text(encoding="utf-8").splitlines() if notes_file.is_file() else []
-    stage, matrices, classes = _read_matrices(version)
-    space = _label_space(version, config, classes)
+    config, notes = read_config(version), read_notes(version)
+    stage, matrices, classes = read_matrices(version)
+    space = read_label_space(version, init_args(config.get("data")).get("label_space"), classes)
     last = evaluate(matrices[max(matrices)][None], space)
     if warning := last.lacking(stage):
         notes.append(f"warning: {warning}")
-    metrics, earlier = _read_metrics(version), _earlier(version)
+    metrics, earlier = read_metrics(version), _earlier(version)
     for before in reversed(earlier):
-        start = min([*matrices, *(int(row["step"]) for row in metrics if row.get("step"))])
-        metrics = [row for row in _read_metrics(before) if row.get("step") and int(row["step"]) < start] + metrics
+        start = min([*matrices, *(int(row["step"]) for row in metrics)])
+        metrics = [row for row in read_metrics(before) if int(row["step"]) < start] + metrics
         if find_confusions(before):
-            other, more, names = _read_matrices(before)
+            other, more, names = read_matrices(before)
             if (other, names) == (stage, classes):
                 matrices = {step: found for step, found in more.items() if step <= start} | matrices
     return Run(
@@ -195,7 +202,7 @@ def _load_run(folder: Path) -> Run:
         config=config,
         metrics=metrics,
         notes=notes,
-        record=_read_yaml(version / RECORD_FILE),
+        record=read_record(version),
         earlier=earlier,
         label_space=space,
         stage=stage,
@@ -207,46 +214,18 @@ def _load_run(folder: Path) -> Run:
     )
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = read_yaml(file) if file.is_file() else {}
-    except ValueError as error:
-        raise ReportError(str(error)) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _read_metrics(version: Path) -> list[dict[str, str]]:
-    file = version / "metrics.csv"
-    return read_rows(file) if file.is_file() else []
-
-
 def _earlier(version: Path) -> list[Path]:
     """Folders of the runs that a training went on from by `--ckpt_path FILE`, the first of them first."""
     found = [version]
-    while _has_trained(found[0]) and (checkpoint := _read_yaml(found[0] / "config.yaml").get("ckpt_path")):
+    while has_trained(found[0]) and (checkpoint := read_config(found[0]).get("ckpt_path")):
         folder = Path(checkpoint).parent.parent
         sibling = found[0].parent / folder.name  # where the run was moved, or its path is relative to another folder
         moved = [sibling] if folder.parent.name == sibling.parent.name else []
-        there = next((path for path in (folder, *moved) if _has_trained(path) and path not in found), None)
+        there = next((path for path in (folder, *moved) if has_trained(path) and path not in found), None)
         if there is None:
             break
         found.insert(0, there)
     return found[:-1]
-
-
-def _read_matrices(version: Path) -> tuple[str, dict[int, dict[str | None, Tensor]], list[str]]:
-    """Stage of the evaluations, matrices by step and scope, and class names; of a step the latest evaluation counts."""
-    files = find_confusions(version)
-    stage = "val" if any(file.stage == "val" for file in files) else "test"
-    matrices: dict[int, dict[str | None, Tensor]] = {}
-    classes: list[str] = []
-    for file in (file for file in files if file.stage == stage):
-        try:
-            matrix, classes = read_confusion(file.path)
-        except ValueError as error:
-            raise ReportError(str(error)) from error
-        matrices.setdefault(file.step, {})[file.scope] = matrix
-    return stage, matrices, classes
 
 
 def _version_folder(folder: Path) -> Path:
@@ -257,18 +236,7 @@ def _version_folder(folder: Path) -> Path:
     evaluated = [path for path in candidates if find_confusions(path)]
     if not evaluated:
         raise ReportError(_no_evaluation(candidates[-1]))
-    return ([path for path in evaluated if _has_trained(path)] or evaluated)[-1]
-
-
-def _has_trained(folder: Path) -> bool:
-    """Whether a run trained, rather than evaluated a checkpoint: only then it has notes, and losses in its metrics."""
-    if (folder / NOTES_FILE).is_file():
-        return True
-    metrics = folder / "metrics.csv"
-    if not metrics.is_file():
-        return False
-    with metrics.open(encoding="utf-8") as file:
-        return "train/" in file.readline()
+    return ([path for path in evaluated if has_trained(path)] or evaluated)[-1]
 
 
 def _no_evaluation(folder: Path) -> str:
@@ -279,23 +247,6 @@ def _no_evaluation(folder: Path) -> str:
         f"{message}only the iou.csv of an older version of this package. Evaluate its checkpoint again, lightning-uda "
         f"validate --config {folder}/config.yaml --ckpt_path FILE, and give the folder of that run."
     )
-
-
-def _label_space(version: Path, config: Mapping[str, Any], classes: Sequence[str]) -> LabelSpace:
-    """That in the run's folder, else of its config, else a grey one without subsets.
-
-    A built-in one of the same classes stands in only where there is no word of another: its colours may differ from
-    those of the run's pictures.
-    """
-    name = init_args(config.get("data")).get("label_space")
-    file = version / LABEL_SPACE_FILE
-    try:
-        known = [get_label_space(str(file))] if file.is_file() else []
-        known += [get_label_space(str(name))] if name else LABEL_SPACES.values()
-    except ValueError:  # a file that isn't here any more
-        pass
-    plain = LabelSpace("classes of the run", tuple(classes), ((128, 128, 128),) * len(classes))
-    return next((space for space in known if list(space.classes) == list(classes)), plain)
 
 
 def _title(version: Path, config: Mapping[str, Any]) -> str:

@@ -1,4 +1,5 @@
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -63,6 +64,14 @@ def test_the_record_says_what_was_run(folder):
     assert record["versions"] == versions_of_packages()
     assert {"python", "torch", "lightning-uda"} <= set(record["versions"])
     assert yaml.safe_load((folder / "run.yaml").read_text())["data"]["val"] == 8
+
+
+def test_a_damaged_record_is_kept_beside_the_new_one(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xff")
+    trainer = SimpleNamespace(log_dir=str(tmp_path), loggers=[1], is_global_zero=True)
+    RunRecord().on_fit_start(trainer, None)
+    assert (tmp_path / "run.1.yaml").read_bytes() == b"\xff"
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["versions"] == versions_of_packages()
 
 
 def test_the_classes_are_kept_with_their_colours(folder):

@@ -172,7 +172,7 @@ def test_earlier_files_are_kept(config, tmp_path, capsys):
     text = error_of(capsys, "--config", config, "--output", str(tmp_path / "out"), "--no_tsne")
     assert "found classes.csv of an earlier analysis" in text
     assert (tmp_path / "out/classes.csv").read_text() == "mine"
-    assert "found a file at" in error_of(capsys, "--config", config, "--output", config, "--no_tsne")
+    assert f"as {config} is no folder" in error_of(capsys, "--config", config, "--output", config, "--no_tsne")
 
 
 def test_a_missing_scikit_learn_is_said_at_once(config, tmp_path, capsys, monkeypatch):

@@ -76,6 +76,12 @@ def test_a_file_that_includes_nothing_is_copied_as_it_is(tmp_path):
     assert re.search(r"lightning-uda grid \S+minicity\.yaml$", said)
 
 
+def test_a_copy_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"^configs copy: .*x\.yaml can't be written, as .*file is no"):
+        copy_config("minicity/dacs", tmp_path / "file/x.yaml")
+
+
 @pytest.mark.parametrize("words", [["copy"], ["copy", "a", "b", "c"], ["a", "b"]])
 def test_other_words_are_refused(words, capsys):
     with pytest.raises(SystemExit) as end:

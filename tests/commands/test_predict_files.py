@@ -15,8 +15,9 @@ import yaml
 from lightning_uda.__main__ import main
 from lightning_uda.cli import run_trainer
 from lightning_uda.commands.predict_files import KINDS, _parser
+from lightning_uda.config_files import short_names
 from lightning_uda.label_spaces import CAMVID
-from lightning_uda.loading import FilesCLI, TrainedCLI
+from lightning_uda.loading import FilesCLI, TrainedCLI, find_checkpoint
 from tests.fixtures.media import picture, read, read_video, save, save_video
 from tests.fixtures.stages import run_stages
 from tests.fixtures.tiny import TinyDataset, tiny_network
@@ -167,6 +168,9 @@ def test_runs_checkpoints_and_images_that_are_none_are_said_in_a_line(run, tmp_p
     checkpoint.parent.mkdir()
     shutil.copy(run / "version_0/checkpoints/step=4.ckpt", checkpoint)
     assert re.search(r"mine\.ckpt: found no .*config\.yaml for it.*--config", error_of(capsys, checkpoint, *arguments))
+    assert find_checkpoint(checkpoint, Path("minicity/dacs")) == (checkpoint, short_names()["minicity/dacs"])
+    nearest = error_of(capsys, checkpoint, *arguments, "--config", "minicity/dac")
+    assert "--config: found no file minicity/dac, and no shipped config of that name. The nearest are mini" in nearest
     version = tmp_path / "empty"
     version.mkdir()
     shutil.copy(run / "version_0/config.yaml", version)

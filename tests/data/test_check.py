@@ -234,7 +234,10 @@ def test_data_check_prints_both(tmp_path, capsys):
     (tmp_path / "data.yaml").write_text(json.dumps({"class_path": "UDADataModule", "init_args": config}))
     configs = Path(__file__).parents[2] / "configs"
     arguments = ["--data", str(tmp_path / "data.yaml"), "--model", str(configs / "method/source_only.yaml")]
-    assert check_data([*arguments, "--model.network", str(configs / "network/deeplab_v2_resnet18.yaml")]) == 0
+    of_a_run = {"ckpt_path": None, "weights_only": None, "verbose": True, "return_predictions": None, "resume": False}
+    (tmp_path / "config.yaml").write_text(json.dumps(of_a_run))
+    arguments += ["--model.network", str(configs / "network/deeplab_v2_resnet18.yaml")]
+    assert check_data([*arguments, "--config", str(tmp_path / "config.yaml")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("doesn't fit into 2 of 2 images") == 1
     assert printed.count("no pixel is of sky, car") == 1

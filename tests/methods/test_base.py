@@ -341,6 +341,17 @@ def test_loaded_weights_are_not_called_random(tmp_path):
     ]
 
 
+def test_notes_that_are_no_text_are_named_before_the_first_step(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="log")
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/notes.txt").write_bytes(b"\xff")
+    trainer = Trainer(max_steps=1, logger=logger, enable_checkpointing=False, **QUIET)
+    with pytest.raises(ValueError, match=r"notes\.txt: found bytes that aren't text in UTF-8"):
+        trainer.fit(SourceOnly(tiny_network(), "camvid"), datamodule=tiny_data(val=None))
+    assert trainer.global_step == 0
+    assert (tmp_path / "log/notes.txt").read_bytes() == b"\xff"
+
+
 def test_names_of_terms_hold_no_dot():
     with pytest.raises(ValueError, match=r"model\.terms: found the name 'a\.b'; expected one without a dot"):
         SourceOnly(tiny_network(), "camvid", terms={"a.b": Scaled()})

@@ -180,6 +180,13 @@ def test_runs_that_are_no_folds_of_one_set_are_refused(tmp_path, second, said):
         load_folds([first, other])
 
 
+@pytest.mark.parametrize("fold", ["x", [1]])
+def test_a_fold_that_is_no_number_is_refused(tmp_path, fold):
+    run = write_run(tmp_path / "a", random_confusion(0), fold=fold)
+    with pytest.raises(ReportError, match=r"config\.yaml: found fold: .* of data\.val; expected a number"):
+        load_folds([run])
+
+
 def test_folders_that_hold_no_matrix_are_named(tmp_path):
     run = write_run(tmp_path / "run", random_confusion(0))
     with pytest.raises(ReportError, match="run is given twice"):

@@ -460,10 +460,54 @@ def test_a_run_of_an_older_version_is_told_what_to_do(runs, tmp_path):
         build_report(runs, tmp_path / "report.html")
 
 
-def test_a_matrix_that_is_none_is_named(runs, tmp_path):
-    (runs[0] / "version_0/confusions/val_step_000200.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ReportError, match=r"val_step_000200\.csv: expected a confusion matrix"):
-        load_runs(runs)
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("confusions/val_step_000200.csv", b"", "expected a confusion matrix"),
+        ("confusions/val_step_000200.csv", b"\n", "expected a confusion matrix"),
+        ("confusions/val_step_000200.csv", b"a,b\n1,2\n", "expected a confusion matrix"),
+        ("confusions/val_step_000200.csv", b"truth,a,b\na,-1,0\nb,0,1\n", "expected a confusion matrix"),
+        ("confusions/val_step_000200.csv", b"truth,a,b\na,1,0\nb,0,1\n", r"found the classes \['a', 'b'\]; expected"),
+        ("confusions/val_step_000200.csv", b"\xff", "found bytes that aren't text"),
+        ("metrics.csv", b"\xff", "found bytes that aren't text"),
+        ("metrics.csv", b"step,train/loss\nx,1\n", "found 'x' as 'step' in row 1; expected a whole number"),
+        ("metrics.csv", b"step,train/loss\n1,x\n", "found 'x' as 'train/loss' in row 1; expected a number"),
+        ("metrics.csv", b"a,b\n1,2\n", "found no column 'step'"),
+        ("notes.txt", b"\xff", "found bytes that aren't text"),
+        ("config.yaml", b"3", "found 3; expected a mapping"),
+        ("config.yaml", b"trainer: x", "found trainer: 'x'; expected a mapping"),
+        ("config.yaml", b"trainer: {log_every_n_steps: x}", "found trainer.log_every_n_steps: 'x'; expected a whole"),
+        ("config.yaml", b"ckpt_path: [a]", r"found ckpt_path: \['a'\]; expected a text"),
+        ("run.yaml", b"[", "can't be read as YAML"),
+        ("run.yaml", b"[]", r"found \[\]; expected a mapping"),
+        ("run.yaml", b"versions: 3", "found versions: 3; expected a mapping"),
+        ("run.yaml", b"data: 3", "found data: 3; expected a mapping"),
+        ("label_space.yaml", b"", "expected a mapping with a `classes` list"),
+        ("label_space.yaml", b"3", "expected a mapping with a `classes` list"),
+        ("label_space.yaml", b"[]", "expected a mapping with a `classes` list"),
+        ("label_space.yaml", b"a: [", "can't be read as YAML"),
+        ("label_space.yaml", b"classes: 3", "expected a mapping with a `classes` list"),
+        ("label_space.yaml", b"classes: [a, b]\n1: 2\nc: 3", r"unknown keys \['1', 'c'\]"),
+        ("label_space.yaml", b"classes: [a]", "expected 2 to 253 distinct names"),
+        ("panels/step_000200/val_extremes.csv", b"picture,image,miou\nworst_0,a,x\n", "found 'x' as 'miou'"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(file, content, message, tmp_path):
+    run = write_run(tmp_path / "dacs", (20.0, 30.0))
+    (run / file).write_bytes(content)
+    with pytest.raises(ReportError, match=rf"{re.escape(file)}: .*{message}") as error:
+        build_report([run], tmp_path / "report.html")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_what_a_run_does_not_tell_is_left_out(tmp_path):
+    run = write_run(tmp_path / "dacs", (20.0, 30.0))
+    (run / "metrics.csv").write_text("")
+    (run / "config.yaml").write_text("trainer: null\nmodel: 3\ndata: 3")
+    (run / "run.yaml").write_text("versions: null\ndata: null")
+    (run / "panels/step_last").mkdir()
+    assert build_report([run], tmp_path / "report.html").is_file()
 
 
 def test_the_colours_of_a_run_come_before_those_of_a_built_in_space_of_the_same_names(tmp_path):
