@@ -147,6 +147,15 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return _load(path, map_location=map_location)
 
 
+def view_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, whose tensors are read from the file when they are looked at; see `read_checkpoint`.
+
+    Raises:
+        CheckpointError: If it is no checkpoint of a run. Checksums aren't compared.
+    """
+    return _load(path, map_location="cpu", mmap=True)
+
+
 def require_checkpoint(path: Path, to_resume: bool = False) -> Found:
     """Checks that a file is a whole checkpoint of a run, and gives its step.
 
@@ -158,7 +167,7 @@ def require_checkpoint(path: Path, to_resume: bool = False) -> Found:
         CheckpointError: If it isn't.
     """
     require_whole(path)
-    content = _load(path, map_location="cpu", mmap=True)
+    content = view_checkpoint(path)
     if to_resume:
         require_resumable(content, path)
     return Found(path, content["global_step"])
@@ -264,7 +273,7 @@ def newest_checkpoint(folder: Path, to_resume: bool = True) -> Found | None:
     found: list[tuple[int, float, Path]] = []
     for path in folder.glob(f"*{SUFFIX}"):
         try:
-            content = _load(path, map_location="cpu", mmap=True)
+            content = view_checkpoint(path)
             if to_resume and content.keys() >= _TO_RESUME.keys():
                 require_resumable(content, path)
         except CheckpointError as error:
