@@ -196,8 +196,9 @@ def require_resumable(content: Mapping[str, Any], path: str | Path) -> None:
     """
     if lacking := sorted(_TO_RESUME.keys() - content.keys()):
         raise CheckpointError(
-            f"{path}: no run can go on from it, as it holds weights alone (it lacks {lacking}). Give one that was saved "
-            "without `save_weights_only`, or start anew from its weights: --model.init_from instead of --ckpt_path."
+            f"{path}: no run can go on from it, as it holds weights alone (it lacks {lacking}). Give one that was "
+            "saved without `save_weights_only`, or start anew from its weights: --model.init_from instead of "
+            "--ckpt_path."
         )
     _require_entries(content, _TO_RESUME, path)
 

@@ -304,9 +304,9 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WeightsError(
-            f"{path}: can't be read safely ({type(error).__name__}: {reason_of(error)}). Expected a file written by torch.save "
-            "that holds tensors, numbers and strings only, or one of safetensors. If it is whole and you trust it, "
-            "save its state dict alone where it was made."
+            f"{path}: can't be read safely ({type(error).__name__}: {reason_of(error)}). Expected a file written by "
+            "torch.save that holds tensors, numbers and strings only, or one of safetensors. If it is whole and you "
+            "trust it, save its state dict alone where it was made."
         ) from error
 
 
