@@ -399,7 +399,7 @@ def test_another_optimiser_or_weights_alone_are_refused_before_a_run_has_a_folde
     write_checkpoint({k: v for k, v in read_checkpoint(last).items() if k != "optimizer_states"}, weights)
     adam = ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"]
     for path, options, said in (
-        (last, adam, "its optimiser isn't the AdamW of this run: its groups lack ["),
+        (last, adam, "its optimiser isn't the AdamW of this run: its groups have ["),
         (weights, [], "no run can go on from it, as it holds weights alone (it lacks ['optimizer_states'])"),
     ):
         command = ["fit", "--config", config, "--output", str(tmp_path / "runs"), "--ckpt_path", str(path), *options]
@@ -410,7 +410,7 @@ def test_another_optimiser_or_weights_alone_are_refused_before_a_run_has_a_folde
 def test_what_fails_while_lightning_restores_a_run_names_the_checkpoint(trained, tmp_path):
     config, last = trained
     path = tmp_path / "changed.ckpt"
-    write_checkpoint({**read_checkpoint(last), "loops": {"fit_loop": {"other": 1}}}, path)
+    write_checkpoint({**read_checkpoint(last), "callbacks": {"IoUTable": {"other": 1}}}, path)
     message = error_of("fit", "--config", config, "--output", str(tmp_path), "--ckpt_path", str(path))
     assert message.startswith(f"error: {path}: this run can't go on from it: KeyError: ")
     assert "Config and checkpoint differ" in message

@@ -64,13 +64,15 @@ def _difference(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> s
     """What keeps an optimiser from going on from a state, in words; empty if nothing does."""
     expected = set(optimizer.param_groups[0])
     unknown = {name for group in state["param_groups"] for name in group} - expected - _OF_A_SCHEDULE
+    if unknown:
+        return f"its groups have {sorted(unknown)}, which this one's haven't"
     try:
         optimizer.load_state_dict(dict(state))  # fills in what older versions of torch didn't save
     except Exception as error:  # of many kinds, by what is wrong
         return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     lacking = {name for group in optimizer.param_groups for name in expected - group.keys()}
-    if lacking or unknown:
-        return f"its groups lack {sorted(lacking)}, and have {sorted(unknown)} beyond"
+    if lacking:
+        return f"its groups lack {sorted(lacking)}"
     for number, (weight, kept) in enumerate(optimizer.state.items()):
         for name in _SHAPED_AS_WEIGHTS:
             found = kept.get(name)
