@@ -141,7 +141,8 @@ def norm_of_gradients(module: torch.nn.Module) -> Tensor | None:
     if not gradients:
         return None
     dtype = torch.promote_types(gradients[0].dtype, torch.float32)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)))
+    return norm
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
