@@ -7,11 +7,12 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
 from lightning_uda.files import PARTIAL, flush, free_bytes, gigabytes
 
@@ -22,8 +23,6 @@ SUFFIX = ".ckpt"
 _PREVIOUS = ".previous"
 _MARK = b"lightning_uda sha256"
 _TRAILER = len(_MARK) + hashlib.sha256().digest_size
-_OF_A_RUN = {"state_dict", "global_step", "pytorch-lightning_version"}
-_TO_RESUME = {"optimizer_states", "lr_schedulers", "loops"}
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +40,55 @@ class Found(NamedTuple):
 
     path: Path
     step: int
+
+
+class _Entry(NamedTuple):
+    """What a checkpoint holds under a name.
+
+    Attributes:
+        expected: What it has to be, in words.
+        fits: Whether a value is that.
+    """
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+def _are_mappings(values: Any, *names: str) -> bool:
+    """Whether these are mappings that have all of these names."""
+    return isinstance(values, list) and all(isinstance(one, Mapping) and one.keys() >= set(names) for one in values)
+
+
+def _is_by_name(value: Any, kind: type) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(one, kind) for one in value.values())
+
+
+def _is_optimizer(state: Any) -> bool:
+    return _is_by_name(state["state"], Mapping) and _are_mappings(state["param_groups"], "params")
+
+
+_OF_A_RUN = {
+    "state_dict": _Entry("tensors by their names", lambda found: _is_by_name(found, torch.Tensor)),
+    "global_step": _Entry("a number of steps", lambda found: type(found) is int and found >= 0),
+    "pytorch-lightning_version": _Entry(
+        "a version of Lightning", lambda found: isinstance(found, str) and re.match(r"\d+(\.\d+)+", found) is not None
+    ),
+}
+_OF_SOME = {
+    "loops": _Entry("the state of each loop by its name", lambda found: _is_by_name(found, Mapping)),
+    "callbacks": _Entry("the state of each callback by its name", lambda found: isinstance(found, Mapping)),
+}
+_TO_RESUME = {
+    "optimizer_states": _Entry(
+        "a list with the state and groups of each optimiser",
+        lambda found: _are_mappings(found, "state", "param_groups") and all(map(_is_optimizer, found)),
+    ),
+    "lr_schedulers": _Entry("a list with the state of each schedule", _are_mappings),
+    "loops": _Entry(
+        "the state of each loop by its name, fit_loop among them",
+        lambda found: _is_by_name(found, Mapping) and "fit_loop" in found,
+    ),
+}
 
 
 def previous_of(path: Path) -> Path:
@@ -99,14 +147,75 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return _load(path, map_location=map_location)
 
 
-def require_checkpoint(path: Path) -> Found:
+def view_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, whose tensors are read from the file when they are looked at; see `read_checkpoint`.
+
+    Raises:
+        CheckpointError: If it is no checkpoint of a run. Checksums aren't compared.
+    """
+    return _load(path, map_location="cpu", mmap=True)
+
+
+def require_checkpoint(path: Path, to_resume: bool = False) -> Found:
     """Checks that a file is a whole checkpoint of a run, and gives its step.
+
+    Args:
+        path: The file.
+        to_resume: Whether a run is to go on from it, which it can't from weights alone.
 
     Raises:
         CheckpointError: If it isn't.
     """
     require_whole(path)
-    return Found(path, int(_load(path, map_location="cpu", mmap=True)["global_step"]))
+    content = view_checkpoint(path)
+    if to_resume:
+        require_resumable(content, path)
+    return Found(path, content["global_step"])
+
+
+def require_content(content: Any, path: str | Path) -> None:
+    """Checks that what a file holds is a checkpoint of a run.
+
+    Raises:
+        CheckpointError: If it isn't; names what is missing or of another kind.
+    """
+    if lacking := sorted(_OF_A_RUN.keys() - set(content if isinstance(content, Mapping) else ())):
+        raise CheckpointError(
+            f"{path}: no checkpoint of a run (it lacks {lacking}). Give one from a run's `{CHECKPOINTS}` folder; "
+            "published weights go to --model.network.weights."
+        )
+    _require_entries(content, _OF_A_RUN, path)
+    _require_entries(content, {name: entry for name, entry in _OF_SOME.items() if name in content}, path)
+
+
+def require_resumable(content: Mapping[str, Any], path: str | Path) -> None:
+    """Checks that a checkpoint holds what a run needs to go on: the optimiser, the schedule and the loops.
+
+    Raises:
+        CheckpointError: If it doesn't.
+    """
+    if lacking := sorted(_TO_RESUME.keys() - content.keys()):
+        raise CheckpointError(
+            f"{path}: no run can go on from it, as it holds weights alone (it lacks {lacking}). Give one that was "
+            "saved without `save_weights_only`, or start anew from its weights: --model.init_from instead of "
+            "--ckpt_path."
+        )
+    _require_entries(content, _TO_RESUME, path)
+
+
+def _require_entries(content: Mapping[str, Any], entries: Mapping[str, _Entry], path: str | Path) -> None:
+    for name, entry in entries.items():
+        if not entry.fits(content[name]):
+            raise CheckpointError(
+                f"{path}: no checkpoint of a run: found {name}: {_shown(content[name])}, expected {entry.expected}. "
+                f"What wrote it made a mistake; give another one from a run's `{CHECKPOINTS}` folder."
+            )
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words."""
+    text = "null" if value is None else repr(value).replace("\n", " ")
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def require_whole(path: Path) -> None:
@@ -165,12 +274,14 @@ def newest_checkpoint(folder: Path, to_resume: bool = True) -> Found | None:
     found: list[tuple[int, float, Path]] = []
     for path in folder.glob(f"*{SUFFIX}"):
         try:
-            content = _load(path, map_location="cpu", mmap=True)
-        except CheckpointError:
-            _warn_of(path, damage_of(path))
+            content = view_checkpoint(path)
+            if to_resume and content.keys() >= _TO_RESUME.keys():
+                require_resumable(content, path)
+        except CheckpointError as error:
+            _warn_of(path, damage_of(path) or str(error).removeprefix(f"{path}: "))
         else:
-            if not to_resume or content.keys() >= _TO_RESUME:
-                found.append((int(content["global_step"]), path.stat().st_mtime, path))
+            if not to_resume or content.keys() >= _TO_RESUME.keys():
+                found.append((content["global_step"], path.stat().st_mtime, path))
     for step, _, path in sorted(found, reverse=True):
         if damage := damage_of(path):
             _warn_of(path, damage)
@@ -179,12 +290,18 @@ def newest_checkpoint(folder: Path, to_resume: bool = True) -> Found | None:
     return None
 
 
+def reason_of(error: Exception) -> str:
+    """Why torch couldn't read a file, in a few words; its advice, to let the file run code, is left out."""
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it needs the code of {code[1]}, which isn't run"
+    says_what = isinstance(error, RuntimeError | OSError | SafetensorError)  # others are of what it wasn't written for
+    return str(error).strip().split("\n")[0] if says_what else "it is damaged, or no file of torch"
+
+
 def explained(path: str | Path, error: Exception) -> CheckpointError:
     """What went wrong when torch read a checkpoint, in one sentence."""
-    code = re.search(r"GLOBAL (\S+)", str(error))
-    reason = f"it needs the code of {code[1]}, which isn't run" if code else str(error).strip().split("\n")[0]
     return CheckpointError(
-        f"{path}: can't be read as a checkpoint ({type(error).__name__}: {reason}). Give one of a run."
+        f"{path}: can't be read as a checkpoint ({type(error).__name__}: {reason_of(error)}). Give one of a run."
     )
 
 
@@ -193,14 +310,9 @@ def _load(path: Path, **options: Any) -> dict[str, Any]:
         content = torch.load(path, weights_only=True, **options)
     except Exception as error:  # damaged files raise errors of many kinds
         raise explained(path, error) from error
-    lacking = sorted(_OF_A_RUN - set(content if isinstance(content, Mapping) else ()))
-    if lacking:
-        raise CheckpointError(
-            f"{path}: no checkpoint of a run (it lacks {lacking}). Give one from a run's `{CHECKPOINTS}` folder; "
-            "published weights go to --model.network.weights."
-        )
+    require_content(content, path)
     return dict(content)
 
 
-def _warn_of(path: Path, damage: str | None) -> None:
-    _log.warning("%s is passed over: %s", path, damage or "it is no checkpoint of a run")
+def _warn_of(path: Path, damage: str) -> None:
+    _log.warning("%s is passed over: %s", path, damage)

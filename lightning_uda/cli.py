@@ -57,7 +57,15 @@ from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
 from lightning_uda.parser import OptionParser
 from lightning_uda.ranges import SEED, require
-from lightning_uda.resuming import CheckpointFiles, RunLogger, newest_of_run
+from lightning_uda.resuming import (
+    CheckpointFiles,
+    RunLogger,
+    is_address,
+    newest_of_run,
+    require_file,
+    require_start,
+    restoring,
+)
 from lightning_uda.trainer_checks import require_callbacks, require_monitored, require_trainer_options
 
 _log = logging.getLogger(__name__)
@@ -182,7 +190,7 @@ class UDACLI(LightningCLI):
 
         Raises:
             CheckpointError: If it is damaged. `fit` goes on from the one before, if that is whole.
-            FileNotFoundError: If there is no config of a name.
+            FileNotFoundError: If there is no config of a name, or no such checkpoint.
             ValueError: If the trainer's options are no mapping, or `weights_only` is to be switched off.
         """
         words = sys.argv[1:] if args is None else args
@@ -204,8 +212,9 @@ class UDACLI(LightningCLI):
             self.resumed = newest_of_run(Path(run["output"]) / run["name"])
             run["resume"] = False
         path, found = run["ckpt_path"], self.resumed
-        if found is None and path and Path(path).is_file():
-            found = self._usable(Path(path), command)
+        if found is None and path is not None:
+            require_file(path)
+            found = None if is_address(path) else self._usable(Path(path), command)
         if found is not None:
             run["ckpt_path"] = str(found.path)
             _say_where_it_starts(found, command, run["trainer"]["max_steps"])
@@ -226,6 +235,8 @@ class UDACLI(LightningCLI):
         if self.subcommand == "fit":
             self.model.require_steps(self.trainer.max_steps)
         require_monitored(self.model, self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.subcommand is not None and self.runs:
+            require_start(self.model, run["ckpt_path"], self.subcommand)
 
     def _made(self, without: Sequence[str]) -> Namespace:
         """What the config makes, but for some of its parts."""
@@ -301,7 +312,7 @@ class UDACLI(LightningCLI):
     def _usable(self, path: Path, command: str) -> Found:
         """A checkpoint, or the one before where it is damaged and training goes on from it."""
         try:
-            return require_checkpoint(path)
+            return require_checkpoint(path, to_resume=command == "fit")
         except CheckpointError as error:
             before = previous_of(path)
             if command != "fit" or not before.is_file() or damage_of(path) is None:
@@ -316,7 +327,7 @@ class UDACLI(LightningCLI):
         if speaks:
             _log.info("run folder: %s", self.run_logger.log_dir)
         try:
-            with self._all_or_nothing():
+            with self._all_or_nothing(), restoring(kwargs.get("ckpt_path")):
                 self.trainer.fit(**kwargs)
         except Exception:
             if speaks and Path(self.run_logger.log_dir).is_dir():
@@ -326,19 +337,19 @@ class UDACLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""
-        with self._all_or_nothing():
+        with self._all_or_nothing(), restoring(kwargs.get("ckpt_path")):
             self.trainer.validate(**{**kwargs, "verbose": False})
         self._say_where_it_is()
 
     def test(self, **kwargs: Any) -> None:
         """Runs the test; see `validate`."""
-        with self._all_or_nothing():
+        with self._all_or_nothing(), restoring(kwargs.get("ckpt_path")):
             self.trainer.test(**{**kwargs, "verbose": False})
         self._say_where_it_is()
 
     def predict(self, **kwargs: Any) -> None:
         """Runs prediction; `PredictionWriter` keeps its result, and says where, so it isn't kept in memory too."""
-        with self._all_or_nothing():
+        with self._all_or_nothing(), restoring(kwargs.get("ckpt_path")):
             self.trainer.predict(**{**kwargs, "return_predictions": False})
 
     @contextmanager

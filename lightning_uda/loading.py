@@ -19,7 +19,7 @@ from lightning_uda.cli import UDACLI, run_trainer
 from lightning_uda.config_files import find_config
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.methods import AdaBN, UDAModule
-from lightning_uda.resuming import CheckpointFiles, is_address, trained_versions
+from lightning_uda.resuming import CheckpointFiles, require_file, trained_versions
 
 _CONFIG = "config.yaml"
 _NO_WEIGHTS = "Give one as `checkpoint`, or say weights=False for the network as it began."
@@ -153,11 +153,9 @@ def load_weights(method: UDAModule, path: str) -> int:
         ValueError: If it isn't one of this method, network and label space.
         WeightsError: If weights are NaN or infinite.
     """
-    if not is_address(path) and not Path(path).is_file():
-        raise FileNotFoundError(
-            f"--ckpt_path: found no file {path}; expected a checkpoint, from the `{CHECKPOINTS}` folder of a run."
-        )
+    require_file(path)
     content = CheckpointFiles().load_checkpoint(path)
+    method.require_fits(content, path)
     method.on_load_checkpoint(content)
     method.load_state_dict(content["state_dict"])
     return int(content["global_step"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from contextlib import suppress
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,22 @@ from lightning_uda.checkpoints import (
     explained,
     newest_checkpoint,
     read_checkpoint,
+    require_content,
+    view_checkpoint,
     write_checkpoint,
 )
+from lightning_uda.errors import MendableError
+from lightning_uda.errors import explained as explained_by_torch
 from lightning_uda.files import NOTES_FILE, PARTIAL, require_folder_place, versions
+from lightning_uda.methods import UDAModule
 from lightning_uda.metrics import find_confusions
+from lightning_uda.networks.checkpoints import find_checkpoint
+from lightning_uda.networks.weights import read_file
 from lightning_uda.tables import read_log, read_table, write_table
 
 _NETWORKS = ("student.", "teacher.")
+_RESTORING = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+"""The module in which Lightning hands a checkpoint's content to model, callbacks, loops and optimisers."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -68,11 +79,13 @@ class CheckpointFiles(TorchCheckpointIO):
         if not is_address(path):
             return read_checkpoint(Path(path), map_location)
         try:
-            return super().load_checkpoint(path, map_location, weights_only=True)
+            content = super().load_checkpoint(path, map_location, weights_only=True)
         except OSError:
             raise
         except Exception as error:  # of many kinds, as in `read_checkpoint`
             raise explained(path, error) from error
+        require_content(content, path)
+        return content
 
 
 class RunLogger(CSVLogger):
@@ -173,6 +186,77 @@ def newest_of_run(folder: Path) -> Found:
             "out --resume and --ckpt_path to start anew, or give a file as --ckpt_path."
         )
     return found
+
+
+def require_file(path: str) -> None:
+    """Checks that what is given as a checkpoint is a file, or an address.
+
+    Raises:
+        FileNotFoundError: If it isn't.
+    """
+    if is_address(path) or Path(path).is_file():
+        return
+    folder, newest = Path(path), None
+    if path and folder.is_dir():
+        newest = newest_checkpoint(folder, to_resume=False) or newest_checkpoint(folder / CHECKPOINTS, to_resume=False)
+    raise FileNotFoundError(
+        f"--ckpt_path: found no file {path or repr(path)}; expected a checkpoint, from the `{CHECKPOINTS}` folder of a "
+        f"run{'' if newest is None else f', such as {newest.path}'}."
+    )
+
+
+def require_start(method: UDAModule, path: str | None, command: str) -> None:
+    """Checks that a run can start from its checkpoint, or that of `init_from`, before it has a folder.
+
+    Args:
+        method: As the config made it.
+        path: The checkpoint; `None` starts without. One at an address is looked at when the trainer reads it.
+        command: Of the trainer; `fit` goes on with the optimiser.
+
+    Raises:
+        CheckpointError: If it doesn't fit the run.
+        FileNotFoundError: If that of `init_from` isn't there.
+        WeightsError: If weights are NaN or infinite, or that of `init_from` can't be read.
+    """
+    if path is None and command == "fit" and method.init_from is not None:
+        read_file(find_checkpoint(Path(method.init_from)))
+    elif path is not None and not is_address(path):
+        method.require_fits(view_checkpoint(Path(path)), path, to_resume=command == "fit")
+
+
+@contextmanager
+def restoring(path: str | None) -> Iterator[None]:
+    """Names the checkpoint in any error of the trainer while it restores what that holds; leaves others as they are.
+
+    Args:
+        path: The checkpoint; `None` is none.
+
+    Raises:
+        CheckpointError: In place of an error that arose there, but of those that name the file.
+    """
+    try:
+        yield
+    except (CheckpointError, MendableError, OSError):
+        raise
+    except Exception as error:  # of many kinds, by what the checkpoint holds
+        if path is None or explained_by_torch(error) is not None or not _arose_in_restoring(error):
+            raise
+        own = isinstance(error, ValueError)
+        said = str(error) if own else f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{path}: this run can't go on from it: {said.strip().rstrip('.')}. Config and checkpoint differ: give the "
+            "config that it was trained with (config.yaml in its run folder), or start anew from its weights: "
+            "--model.init_from instead of --ckpt_path or --resume."
+        ) from error
+
+
+def _arose_in_restoring(error: Exception) -> bool:
+    """Whether Lightning's restoring of a checkpoint is among the functions that an error went through."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        frame.f_globals["__name__"] == _RESTORING and frame.f_code.co_name.lstrip("_").startswith("restore")
+        for frame in frames
+    )
 
 
 def trained_versions(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,9 +27,11 @@ from lightning_uda.checkpoints import (
     require_checkpoint,
     write_checkpoint,
 )
-from lightning_uda.resuming import CheckpointFiles
+from lightning_uda.methods import SourceOnly
+from lightning_uda.resuming import CheckpointFiles, require_file, restoring
 from tests.fixtures.checkpoints import content
 from tests.fixtures.stages import write_config
+from tests.fixtures.tiny import TinyNetwork
 
 ROOT = Path(__file__).parents[1]
 
@@ -287,3 +290,153 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path, capsys, caplo
     again = read_checkpoint(tmp_path / "SourceOnly/version_1/checkpoints/last.ckpt")
     assert again["global_step"] == 4
     assert all(torch.equal(tensor, again["state_dict"][name]) for name, tensor in whole["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("state_dict", None, "null"),
+        ("state_dict", "x", "'x'"),
+        ("state_dict", {"w": "x"}, "{'w': 'x'}"),
+        *[("global_step", value, str(value)) for value in (-5, float("nan"), 2.0, True)],
+        ("global_step", "x", "'x'"),
+        ("global_step", None, "null"),
+        ("pytorch-lightning_version", "x", "'x'"),
+        ("loops", 3, "3"),
+        ("loops", {"fit_loop": 3}, "{'fit_loop': 3}"),
+        ("callbacks", 3, "3"),
+    ],
+)
+def test_what_is_no_content_of_a_checkpoint_is_named(tmp_path, name, value, found, caplog):
+    path = tmp_path / "wrong.ckpt"
+    write_checkpoint(content(1, **{name: value}), path)
+    message = f"{path}: no checkpoint of a run: found {name}: {found}, expected "
+    for read in (require_checkpoint, read_checkpoint):
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            read(path)
+    assert newest_checkpoint(tmp_path) is None
+    assert f"{path} is passed over: no checkpoint of a run: found {name}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("loops", {}),
+        ("optimizer_states", 3),
+        ("optimizer_states", [3]),
+        ("optimizer_states", [{"state": {0: 3}, "param_groups": []}]),
+        ("optimizer_states", [{"state": {}, "param_groups": [{"lr": 0.1}]}]),
+        ("lr_schedulers", None),
+    ],
+)
+def test_what_no_run_can_go_on_from_is_named(tmp_path, name, value):
+    path = tmp_path / "wrong.ckpt"
+    write_checkpoint(content(1, **{name: value}), path)
+    assert require_checkpoint(path).step == 1
+    with pytest.raises(CheckpointError, match=rf"{path}: no checkpoint of a run: found {name}: "):
+        require_checkpoint(path, to_resume=True)
+    assert newest_checkpoint(tmp_path) is None
+    write_checkpoint({key: value for key, value in content(1).items() if key != name}, path)
+    with pytest.raises(CheckpointError, match=rf"holds weights alone \(it lacks \['{name}'\]\)"):
+        require_checkpoint(path, to_resume=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The config of a run of two steps, and its last checkpoint."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = keeping_last(folder)
+    main(["fit", "--config", config, "--trainer.max_steps", "2"])
+    return config, folder / "SourceOnly/version_0/checkpoints/last.ckpt"
+
+
+def with_nan(state):
+    state["state"][3]["momentum_buffer"].view(-1)[0] = torch.nan
+
+
+def with_infinite_rate(state):
+    state["param_groups"][1]["lr"] = float("inf")
+
+
+def with_other_shape(state):
+    state["state"][3]["momentum_buffer"] = torch.zeros(1, 2)
+
+
+def with_fewer_groups(state):
+    state["param_groups"].pop()
+
+
+def with_fewer_weights(state):
+    state["param_groups"][0]["params"].pop()
+
+
+NOT_ITS_OWN = "its optimiser isn't the SGD of this run: "
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (with_nan, "optimizer_states.0.state.3.momentum_buffer isn't finite"),
+        (with_infinite_rate, "optimizer_states.0.param_groups.1.lr isn't finite"),
+        (with_other_shape, f"{NOT_ITS_OWN}momentum_buffer of weight 3 has the shape (1, 2), expected "),
+        (with_fewer_groups, f"{NOT_ITS_OWN}loaded state dict has a different number of parameter groups"),
+        (with_fewer_weights, f"{NOT_ITS_OWN}loaded state dict contains a parameter group that doesn't match"),
+    ],
+)
+def test_a_state_that_no_optimiser_of_the_run_can_go_on_from_is_refused(trained, change, said):
+    method = SourceOnly(network=TinyNetwork(11), label_space="camvid")
+    changed = read_checkpoint(trained[1])
+    method.require_fits(changed, "it", to_resume=True)
+    change(changed["optimizer_states"][0])
+    method.require_fits(changed, "it")
+    with pytest.raises(CheckpointError, match=re.escape(f"it: {said}")):
+        method.require_fits(changed, "it", to_resume=True)
+
+
+def test_another_optimiser_or_weights_alone_are_refused_before_a_run_has_a_folder(trained, tmp_path):
+    config, last = trained
+    weights = tmp_path / "weights.ckpt"
+    write_checkpoint({k: v for k, v in read_checkpoint(last).items() if k != "optimizer_states"}, weights)
+    adam = ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"]
+    for path, options, said in (
+        (last, adam, "its optimiser isn't the AdamW of this run: its groups have ["),
+        (weights, [], "no run can go on from it, as it holds weights alone (it lacks ['optimizer_states'])"),
+    ):
+        command = ["fit", "--config", config, "--output", str(tmp_path / "runs"), "--ckpt_path", str(path), *options]
+        assert error_of(*command).startswith(f"error: {path}: {said}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_fails_while_lightning_restores_a_run_names_the_checkpoint(trained, tmp_path):
+    config, last = trained
+    path = tmp_path / "changed.ckpt"
+    write_checkpoint({**read_checkpoint(last), "callbacks": {"IoUTable": {"other": 1}}}, path)
+    message = error_of("fit", "--config", config, "--output", str(tmp_path), "--ckpt_path", str(path))
+    assert message.startswith(f"error: {path}: this run can't go on from it: KeyError: ")
+    assert "Config and checkpoint differ" in message
+
+
+def test_only_errors_of_restoring_name_the_checkpoint():
+    with pytest.raises(KeyError), restoring("last.ckpt"):
+        raise KeyError("of training")
+
+
+@pytest.mark.parametrize("given", ["nope.ckpt", "", "registry", "best", "/dev/null"])
+def test_what_is_no_file_is_refused(given):
+    with pytest.raises(
+        FileNotFoundError, match=f"--ckpt_path: found no file {given or repr('')}; expected a checkpoint"
+    ):
+        require_file(given)
+
+
+def test_of_a_folder_the_newest_checkpoint_is_named(last):
+    for folder in (last.parent, last.parent.parent):
+        with pytest.raises(FileNotFoundError, match=f"found no file {folder}; expected .* such as {last}"):
+            require_file(str(folder))
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_that_is_not_there_is_refused_before_a_run_has_a_folder(tmp_path, command):
+    options = ["--config", write_config(tmp_path, "SourceOnly"), "--ckpt_path", "nope.ckpt"]
+    assert error_of(command, *options).startswith("error: --ckpt_path: found no file nope.ckpt; expected a checkpoint")
+    assert not (tmp_path / "SourceOnly").exists()

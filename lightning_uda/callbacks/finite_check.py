@@ -29,26 +29,27 @@ class _Batch(NamedTuple):
         step: The optimiser step that it belongs to, counted from 1.
         loss: The loss that was minimised, a scalar on the device.
         parts: The losses by name that it is the sum of, where the module says them.
+        gradients: Norm of the gradients that the optimiser took, a scalar on the device; `None` where it made no step.
     """
 
     number: int
     step: int
     loss: Tensor
     parts: Mapping[str, Tensor]
+    gradients: Tensor | None
 
 
 class FiniteCheck(Callback):
-    """Stops a run at the first step whose loss isn't finite, with the names of its losses and of its images.
+    """Stops a run at the first step whose loss or gradient isn't finite, with its losses and the names of its images.
 
-    A step computes and waits for nothing: its losses stay on the device, where they are, and are read together at
-    logging steps (and every 100 batches, where logging is rarer), before a validation, at the end and before a
-    checkpoint is saved. The error names the first step that was bad. Before a validation or a checkpoint, weights and
-    BatchNorm statistics are looked at too; so no checkpoint that isn't finite takes the place of a good one.
+    A step waits for nothing, and computes the norm of its gradients alone, as the optimiser took them: after clipping.
+    Norm and losses stay on the device, where they are, and are read together at logging steps (and every 100 batches,
+    where logging is rarer), before a validation, at the end and before a checkpoint is saved. The error names the first
+    step that was bad. Before a validation or a checkpoint, weights and BatchNorm statistics are looked at too; so no
+    checkpoint that isn't finite takes the place of a good one.
 
-    Gradients aren't looked at, as they are either harmless or found by what they do. Those of fp16 may overflow: AMP
-    then leaves the step out and lowers its scale, which is no fault while the loss is finite. Any other gradient that
-    isn't finite makes weights of its kind, by which the loss of the next step isn't finite either; and where there is
-    no next step, or its loss doesn't depend on those weights, the look at the weights finds them.
+    Where AMP scales the loss (fp16) gradients aren't looked at: they may overflow, and AMP then leaves the step out and
+    lowers its scale, which is no fault while the loss is finite.
 
     In a distributed run all processes stop together, with the message of the one whose batch it was.
     """
@@ -75,9 +76,11 @@ class FiniteCheck(Callback):
         """Keeps the losses of a batch, and reads all that are kept at logging steps."""
         parts = {name: loss.detach() for name, loss in getattr(pl_module, "last_losses", {}).items()}
         step = self._number // trainer.accumulate_grad_batches + 1
-        self._unread.append(_Batch(self._number, step, outputs["loss"], parts))
-        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         stepped = trainer.global_step == step
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        gradients = norm_of_gradients(pl_module) if stepped and not scaled else None
+        self._unread.append(_Batch(self._number, step, outputs["loss"], parts, gradients))
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (stepped and interval and step % interval == 0) or len(self._unread) >= _MOST_UNREAD:
             self._require_finite_losses(trainer)
 
@@ -108,18 +111,38 @@ class FiniteCheck(Callback):
     def _require_finite_losses(self, trainer: pl.Trainer) -> None:
         """Reads all losses that are kept: the one place where the device, and other processes, are waited for."""
         unread, self._unread = self._unread, []
-        finite = torch.stack([batch.loss for batch in unread]).isfinite().tolist() if unread else []
-        bad = next((batch for batch, ok in zip(unread, finite, strict=True) if not ok), None)
+        kinds = [
+            (batch, name) for batch in unread for name in ("loss", "gradients") if getattr(batch, name) is not None
+        ]
+        numbers = [getattr(batch, name).float() for batch, name in kinds]
+        finite = torch.stack(numbers).isfinite().tolist() if numbers else []
+        bad = next((kind for kind, ok in zip(kinds, finite, strict=True) if not ok), None)
         if bad is None:
             _stop_if_bad(trainer, None, str)
-        else:
-            _stop_if_bad(trainer, bad.number, partial(_loss_message, trainer, bad))
+            return
+        batch, name = bad
+        by_gradients = name == "gradients"  # those of all processes, by a fault of one, whose loss may tell
+        message = _gradients_message if by_gradients else _loss_message
+        _stop_if_bad(trainer, 2 * batch.number + by_gradients, partial(message, trainer, batch))
 
 
 def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
     """Parameters and BatchNorm statistics of a module by their names, on their device."""
     statistics = {name: buffer for name, buffer in module.named_buffers() if name.endswith(_STATISTICS)}
     return {**dict(module.named_parameters()), **statistics}
+
+
+def norm_of_gradients(module: torch.nn.Module) -> Tensor | None:
+    """The L2 norm of all gradients of a module, a scalar on their device; `None` where it has none.
+
+    It isn't finite where a gradient isn't, or where float32 can't hold it.
+    """
+    gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+    if not gradients:
+        return None
+    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)))
+    return norm
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -156,6 +179,21 @@ def _loss_message(trainer: pl.Trainer, bad: _Batch) -> str:
     found = ", ".join(f"train/{name} is {float(value)}" for name, value in losses.items())
     return f"The run stopped, as its loss is not finite at step {bad.step} of {trainer.max_steps}: {found}." + _images(
         trainer, bad.number
+    )
+
+
+def _gradients_message(trainer: pl.Trainer, bad: _Batch) -> str:
+    losses = ", ".join(
+        f"train/{name} is {float(value):.4g}" for name, value in (bad.parts or {"loss": bad.loss}).items()
+    )
+    first = (bad.step - 1) * trainer.accumulate_grad_batches
+    images = "".join(_images(trainer, number) for number in range(first, bad.number + 1))
+    shared = (
+        "\nGradients are those of all processes; these images are of one of them." if trainer.world_size > 1 else ""
+    )
+    return (
+        f"The run stopped, as its gradients are not finite at step {bad.step} of {trainer.max_steps}, though its "
+        f"losses are: {losses}.{images}{shared}"
     )
 
 

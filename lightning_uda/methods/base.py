@@ -19,6 +19,7 @@ from rich.panel import Panel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_uda.checkpoints import CheckpointError, require_resumable
 from lightning_uda.data.datamodule import UDADataModule
 from lightning_uda.files import NOTES_FILE, STOPPED_EARLY, read_text
 from lightning_uda.inference import Inference, WholeImage
@@ -27,7 +28,7 @@ from lightning_uda.metrics import Confusion, Scoring, in_scope, iou_per_class, m
 from lightning_uda.networks.base import SegmentationNetwork, compiled_in_place, parameter_group
 from lightning_uda.networks.checkpoints import start_from
 from lightning_uda.networks.weights import require_finite
-from lightning_uda.optim import Poly, Schedule, describe_updates
+from lightning_uda.optim import Poly, Schedule, describe_updates, require_finite_states, require_state_fits
 from lightning_uda.ranges import OF_OPTIMIZER, SEED, SHARE, ranged, require
 from lightning_uda.ranks import global_means
 from lightning_uda.resize import Size, size_of
@@ -340,6 +341,12 @@ class UDAModule(LightningModule, ABC):
         """
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self.take_over(self.init_from)
+        optimizer, max_steps = self._new_optimizer(), self.trainer.max_steps
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser over network and terms, at the rates of their groups."""
         groups = [*self.student.parameter_groups(), *self.student.attached_groups()]
         if any(True for _ in self.terms.parameters()):
             groups.append(parameter_group("terms", self.terms.parameters()))
@@ -348,9 +355,7 @@ class UDAModule(LightningModule, ABC):
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
-        max_steps = self.trainer.max_steps
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, max_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimizer
 
     def on_fit_start(self) -> None:
         """Says so if the last steps will not be evaluated."""
@@ -492,33 +497,54 @@ class UDAModule(LightningModule, ABC):
         checkpoint["origin"] = self._origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that the checkpoint has the classes of this run, its tensors, and finite weights.
+        """Checks that the checkpoint fits, and takes over what training began with.
 
         Raises:
-            ValueError: If it hasn't the same classes and tensors.
+            CheckpointError: If it doesn't fit this run.
             WeightsError: If weights are NaN or infinite.
         """
+        trainer = self._trainer
+        source = "The checkpoint" if trainer is None or trainer.ckpt_path is None else str(trainer.ckpt_path)
+        self.require_fits(checkpoint, source, to_resume=trainer is not None and trainer.state.fn == "fit")
         self._started_at_random = bool(checkpoint.get("random_weights"))
         self._origin = checkpoint.get("origin")
+
+    def require_fits(self, checkpoint: Mapping[str, Any], source: str | Path, to_resume: bool = False) -> None:
+        """Checks that a checkpoint has the classes of this run, its tensors, and finite weights.
+
+        Args:
+            checkpoint: Its content.
+            source: Where it comes from; used in messages.
+            to_resume: Whether training goes on from it, so that its optimiser has to fit and be finite too.
+
+        Raises:
+            CheckpointError: If it hasn't the same classes, tensors and optimiser.
+            WeightsError: If weights are NaN or infinite.
+        """
         found, expected = checkpoint.get("classes"), list(self.label_space.classes)
         if found is not None and found != expected:
-            raise ValueError(
-                f"The checkpoint was trained on {len(found)} classes {found}, this run has {len(expected)} "
-                f"{expected} (label space {self.label_space.name!r}). Use the label space of the checkpoint."
+            of = f"{len(found)} classes {found}" if isinstance(found, list) else f"the classes {found!r}"
+            raise CheckpointError(
+                f"{source}: trained on {of}, but this run has {len(expected)} {expected} (label space "
+                f"{self.label_space.name!r}). Use the label space of the checkpoint."
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
         wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         if differing := sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)):
-            raise ValueError(
-                f"The checkpoint doesn't fit {type(self).__name__}: {len(differing)} tensors are "
-                f"missing, unknown or of another shape, e.g. {differing[:3]}. Use the config that it was trained with "
-                "(config.yaml in its run folder)."
+            raise CheckpointError(
+                f"{source}: doesn't fit {type(self).__name__}: {len(differing)} tensors are missing, unknown or of "
+                f"another shape, e.g. {differing[:3]}. Use the config that it was trained with (config.yaml in its run "
+                "folder)."
             )
         networks = ("student.", "teacher.")
         require_finite(
-            {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(networks)},
-            "The checkpoint",
+            {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(networks)}, source
         )
+        if to_resume:
+            require_resumable(checkpoint, source)
+            require_finite_states(checkpoint, source)
+            if type(self).configure_optimizers is UDAModule.configure_optimizers:  # others know what they made
+                require_state_fits(self._new_optimizer(), checkpoint, source)
 
     def _log_miou(self, stage: str) -> None:
         for scope, confusion in self.confusions().items():

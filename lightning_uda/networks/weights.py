@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import distribution, packages_distributions
@@ -16,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lightning_uda.checkpoints import reason_of
 from lightning_uda.errors import MendableError
 
 Entry = Literal["student", "teacher"]
@@ -303,12 +303,10 @@ def _load(path: Path) -> Any:
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        needs = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it needs the code of {needs[1]}" if needs else str(error).strip().split("\n")[0]
         raise WeightsError(
-            f"{path}: can't be read safely ({type(error).__name__}: {reason}). Expected a file written by torch.save "
-            "that holds tensors, numbers and strings only, or one of safetensors. If it is whole and you trust it, "
-            "save its state dict alone where it was made."
+            f"{path}: can't be read safely ({type(error).__name__}: {reason_of(error)}). Expected a file written by "
+            "torch.save that holds tensors, numbers and strings only, or one of safetensors. If it is whole and you "
+            "trust it, save its state dict alone where it was made."
         ) from error
 
 

@@ -80,16 +80,43 @@ def test_losses_are_read_now_and_then_where_nothing_is_logged():
     assert module.batches == 100
 
 
-def test_a_bad_gradient_is_found_by_the_loss_of_the_next_step():
-    with pytest.raises(FloatingPointError, match=r"at step 3 of 6: train/loss_source is nan, train/loss_mixed is nan"):
-        fit(Poisoned(gradient_at=1))
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("settings", [{}, {"gradient_clip_val": 1.0}])
+def test_a_bad_gradient_is_named_by_its_step_losses_and_images(batch, settings):
+    data = tiny_data()
+    images = [data.source.name(data._own_stream("source").index(i)) for i in (2 * batch, 2 * batch + 1)]
+    with pytest.raises(FloatingPointError) as error:
+        fit(Poisoned(gradient_at=batch), **settings)
+    message = str(error.value)
+    assert (
+        f"its gradients are not finite at step {batch + 1} of 6, though its losses are: train/loss_source is "
+        in message
+    )
+    assert f"\nIts batch: source: {', '.join(images)}; target: " in message
 
 
-def test_a_bad_gradient_of_the_last_step_is_found_by_the_weights():
+class Sets(Callback):
+    """Sets a weight, or its gradient, to infinity in every step."""
+
+    def __init__(self, hook):
+        setattr(self, hook, lambda trainer, pl_module, *args: self.fill(hook, pl_module.student.classifier.bias))
+
+    def fill(self, hook, weight):
+        (weight.data if hook == "on_train_batch_end" else weight.grad)[0] = torch.inf
+
+
+def test_weights_that_are_not_finite_after_good_gradients_are_named():
     with pytest.raises(
-        FloatingPointError, match=r"weights are not finite after step 6 of 6: student\.\S+, \S+, \S+ and"
+        FloatingPointError, match=r"weights are not finite after step 1 of 1: student\.classifier\.bias, teacher"
     ):
-        fit(Poisoned(gradient_at=5))
+        fit(Poisoned(), Sets("on_train_batch_end"), steps=1)
+
+
+def test_a_gradient_that_is_clipped_by_value_is_no_fault():
+    settings = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}
+    assert fit(Poisoned(), Sets("on_after_backward"), **settings).global_step == 6
+    with pytest.raises(FloatingPointError, match="its gradients are not finite at step 1 of 6"):
+        fit(Poisoned(), Sets("on_after_backward"))
 
 
 class Saves(Callback):
@@ -137,16 +164,21 @@ def test_steps_that_amp_leaves_out_are_no_fault():
     assert torch.equal(before, module.student.classifier.weight), "no step was made"
 
 
-def test_a_step_costs_no_kernel_and_no_wait():
+def test_a_step_costs_a_norm_of_its_gradients_and_no_wait(monkeypatch):
     check, trainer = FiniteCheck(), Trainer(log_every_n_steps=4, enable_checkpointing=False, **QUIET)
-    module = SourceOnly(network=tiny_network(), label_space="camvid")
+    module = SourceOnly(network=tiny_network(), label_space="camvid").to("meta")
+    for weight in module.parameters():
+        weight.grad = torch.empty_like(weight)
     losses = {name: torch.ones((), device="meta", requires_grad=True) for name in ("loss_source", "loss_mixed")}
     module.last_losses = losses
     outputs = {"loss": torch.ones((), device="meta")}
     with Counted() as counted:  # of what would be waited for on a device without data, nothing works
         check.on_train_batch_start(trainer, module, None, 0)
+        monkeypatch.setattr(Trainer, "global_step", 1)
         check.on_train_batch_end(trainer, module, outputs, None, 0)
-    assert counted.calls == len(losses), "a view for each loss"
+    assert counted.calls == len(losses) + 4, (
+        "a view for each loss, the kind of numbers, the norms together, stacked, their norm"
+    )
 
 
 def test_weights_are_named_that_are_not_finite():

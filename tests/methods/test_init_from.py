@@ -201,10 +201,18 @@ def test_what_does_not_fit_is_refused_in_one_message_before_training(source_run,
     main(["fit", "--config", config, "--model.init_from", str(tmp_path / "teacher.ckpt")])
 
 
+def test_what_is_no_checkpoint_is_refused_before_a_run_has_a_folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a checkpoint")
+    for given, said in (("notes.txt", "can't be read safely"), ("nowhere", "found no such file")):
+        command = ["fit", "--config", write_config(tmp_path, "DACS"), "--model.init_from", str(tmp_path / given)]
+        assert refused(command).startswith(f"error: {tmp_path / given}: {said}")
+    assert not (tmp_path / "DACS").exists()
+
+
 @pytest.mark.parametrize("stage", ["fit", "validate", "predict"])
 def test_a_checkpoint_that_is_not_finite_is_neither_resumed_nor_evaluated(stage, source_run, tmp_path):
     content = torch.load(source_run / "version_0/checkpoints/step=2.ckpt", weights_only=True)
     content["state_dict"]["student.backbone.1.running_var"][0] = torch.inf
     torch.save(content, tmp_path / "diverged.ckpt")
     command = [stage, "--config", write_config(tmp_path, "SourceOnly"), "--ckpt_path", str(tmp_path / "diverged.ckpt")]
-    assert "The checkpoint: student.backbone.1.running_var isn't finite: 1 of its 8 numbers" in refused(command)
+    assert ": student.backbone.1.running_var isn't finite: 1 of its 8 numbers" in refused(command)
