@@ -88,6 +88,14 @@ class CheckpointFiles(TorchCheckpointIO):
         return content
 
 
+class _WholeTable(ExperimentWriter):
+    """Lightning's writer, which empties the table to add columns; here the new one takes its place in one move."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        table = Path(self.metrics_file_path)
+        write_table(table, fieldnames, read_log(table)[1])
+
+
 class RunLogger(CSVLogger):
     """Writes `metrics.csv` into the run folder; a run that goes on there continues the table.
 
@@ -123,8 +131,10 @@ class RunLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """Lightning's writer, with what the run has logged before."""
-        if self._experiment is not None or self.resumed is None:
-            return super().experiment
+        if self._experiment is not None:
+            return self._experiment
+        if self.resumed is None:
+            return self._new_writer()
         run, step = Path(self.log_dir), self.resumed.step
         table = run / ExperimentWriter.NAME_METRICS_FILE
         kept = table.with_name(table.name + PARTIAL)  # Lightning's writer removes the table
@@ -133,13 +143,18 @@ class RunLogger(CSVLogger):
         forget_later_evaluations(run, step)
         remove_unfinished(run)
         if source is None:
-            return super().experiment
+            return self._new_writer()
         rows = [row for row in rows if int(row["step"]) < step]
         write_table(kept, columns, rows)
         self._before = {(int(row["step"]), name) for row in rows for name, value in row.items() if value}
-        writer = super().experiment
+        writer = self._new_writer()
         kept.replace(table)
         writer.metrics_keys = columns
+        return writer
+
+    def _new_writer(self) -> _WholeTable:
+        Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+        self._experiment = writer = _WholeTable(self.log_dir)
         return writer
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:

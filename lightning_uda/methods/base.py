@@ -342,6 +342,8 @@ class UDAModule(LightningModule, ABC):
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self.take_over(self.init_from)
         optimizer, max_steps = self._new_optimizer(), self.trainer.max_steps
+        if self.trainer.gradient_clip_val:  # a fused one would unscale gradients of mixed precision after it only
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -351,8 +353,6 @@ class UDAModule(LightningModule, ABC):
         if any(True for _ in self.terms.parameters()):
             groups.append(parameter_group("terms", self.terms.parameters()))
         optimizer = self.optimizer(groups)
-        if self.trainer.gradient_clip_val:  # a fused one would unscale gradients of mixed precision after it only
-            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
         return optimizer
