@@ -51,7 +51,7 @@ from lightning_uda.checkpoints import (
 )
 from lightning_uda.config_files import with_paths
 from lightning_uda.data.datamodule import UDADataModule
-from lightning_uda.files import free_name
+from lightning_uda.files import free_name, require_run_name
 from lightning_uda.includes import allow_includes
 from lightning_uda.label_spaces import num_classes
 from lightning_uda.methods import UDAModule
@@ -206,6 +206,7 @@ class UDACLI(LightningCLI):
             raise ValueError(
                 "weights_only: found false, but checkpoints are read without running code of theirs. Leave it out."
             )
+        require_run_name(run["name"], "name")
         if not isinstance(run["seed_everything"], bool):
             require(SEED, run["seed_everything"], "seed_everything")
         if run["resume"] or run["ckpt_path"] == "last":

@@ -186,6 +186,21 @@ def write_beside_older(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def require_run_name(name: str, where: str) -> None:
+    """Checks that the name of a run is that of a folder below the output folder.
+
+    Args:
+        name: The name; slashes make folders in folders.
+        where: What it is called in messages.
+
+    Raises:
+        ValueError: If it is empty, of several lines, absolute, or leads upwards.
+    """
+    path = Path(name)
+    if not name.strip() or not name.isprintable() or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{where}: found {name!r}; expected a folder below the output folder, such as minicity/dacs.")
+
+
 def free_name(path: Path, first: int = 1) -> Path:
     """The first of `<stem>.<n><suffix>`, counted from `first`, that isn't there."""
     named = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(first))

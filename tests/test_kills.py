@@ -77,5 +77,5 @@ def test_a_long_run_holds_no_more_at_its_end_than_at_its_beginning(tmp_path):
     slope = np.polyfit(steps[5:], resident[5:], 1)[0] * 100
     print(f"memory grows by {slope:.3f} MB in 100 steps, {resident[5]:.0f} MB to {resident[-1]:.0f} MB")
     assert slope < 1
-    assert np.median(descriptors[10:]) <= max(descriptors[:10])  # a batch on its way from a worker holds some for a while
+    assert np.median(descriptors[10:]) <= max(descriptors[:10])  # a batch on its way holds some for a while
     assert max(processes[10:]) <= max(processes[:10])

@@ -154,6 +154,7 @@ LISTED = [
     ("dacs", ("trainer", "devices"), 10**9, "devices: found 1000000000, which starts as many processes"),
     ("dacs", ("trainer", "devices"), [5], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
     ("dacs", (*MODEL, "init_from"), "no_such.ckpt", "no_such.ckpt"),
+    ("dacs", ("name",), "../x", "name: found '../x'; expected a folder below the output folder"),
     ("dacs", ("seed_everything",), -1, "seed_everything: found -1, expected a number from 0"),
     (
         "dacs",
@@ -202,7 +203,10 @@ SWEEP = {
 }
 
 
-@pytest.mark.parametrize("changes", [{"command": 3}, {"metric": 3}, {"metric": {"name": 3}}, {"parameters": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"command": 3}, {"metric": 3}, {"metric": {"name": 3}}, {"parameters": 3}, {"parameters": {1: {"value": 2}}}],
+)
 def test_sweep_files_of_numbers_are_refused(tmp_path, monkeypatch, changes):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, **changes}))

@@ -69,7 +69,10 @@ class FiguresFile:
 
     def _metrics(self, row: Mapping[str, str]) -> dict[str, float]:
         own = {"row", *self.axes, *_ABOUT}
-        return {name: float(cell or "nan") for name, cell in row.items() if name not in own}
+        try:
+            return {name: float(cell or "nan") for name, cell in row.items() if name not in own}
+        except ValueError as error:
+            raise ValueError(f"{self.path}: row {row['row']}: {error}. Mend the cell, or delete the line.") from error
 
 
 def _about() -> tuple[str, str, str, str]:

@@ -10,6 +10,7 @@ from lightning_uda.commands.grid_file import read_grid
 from lightning_uda.commands.options import CommandParser
 from lightning_uda.commands.runner import Point, Runner, split_options
 from lightning_uda.config_files import find_config
+from lightning_uda.ranges import COUNT, require
 
 
 def run_grid(arguments: list[str]) -> None:
@@ -44,6 +45,7 @@ def run_grid(arguments: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="Runs at a time, with one thread each if several.")
     parser.add_argument("--dry-run", action="store_true", help="Show the points and their commands only.")
     chosen = parser.parse_args(own)
+    require(COUNT, chosen.jobs, "--jobs")
     from lightning_uda.commands.figures import FiguresFile  # brings torch, which help does without
     from lightning_uda.commands.grid_tables import figures_of_run, tabulate
 

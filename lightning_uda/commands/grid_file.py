@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_uda.commands.runner import Point
 from lightning_uda.config_files import read_config
+from lightning_uda.files import require_run_name
 
 _ROW_KEYS = {"title", "parent", "config", "command", "run", "options"}
 _KEYS = {"name", "seeds", "axes", "rows", "tables", "orders", "metrics", "control", "folds"} | _ROW_KEYS - {
@@ -18,6 +19,7 @@ _KEYS = {"name", "seeds", "axes", "rows", "tables", "orders", "metrics", "contro
     "parent",
 }
 _TEXTS = {"name", "control", "title", "parent", "config", "run"}
+_NEEDED = {"config", "run"}
 _COMMANDS = ("fit", "validate", "test")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RUN_OF = re.compile(r"\{run:([^{}]+)\}")
@@ -88,17 +90,19 @@ def read_grid(
     content = read_config(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("rows"), Mapping) or not content["rows"]:
         raise ValueError(f"{path}: expected a grid file, with `rows`: the name of each row with its settings.")
+    _require_names(f"{path}: rows", content["rows"])
     _require_known(f"{path}", content, _KEYS)
     settings = {name: _row_settings(path, name, content) for name in content["rows"]}
     for what in ("axes", "tables", "orders"):
         if not isinstance(content.get(what) or {}, Mapping):
             raise ValueError(f"{path}: {what}: found {content[what]!r}; expected lists by name, such as {{a: [b, c]}}.")
+        _require_names(f"{path}: {what}", content.get(what) or {})
     for where, part in ((str(path), content), *((f"{path}: row {name}", row) for name, row in settings.items())):
         for what in _TEXTS & part.keys():
-            _require_text(f"{where}: {what}", part[what])
+            _require_text(f"{where}: {what}", part[what], needed=what in _NEEDED)
     axes = {"seed": seeds or content.get("seeds") or [0], **(content.get("axes") or {})}
     for axis, several in axes.items():
-        _require_list(f"{path}: {'seeds' if axis == 'seed' else axis}", several)
+        _require_some(f"{path}: {'seeds' if axis == 'seed' else axis}", several)
     wanted = _with_needed(path, settings, chosen)
     rows = {name: Row(str(settings[name].get("title") or name.replace("_", " ")), []) for name in wanted}
     for values in (dict(zip(axes, one, strict=True)) for one in itertools.product(*axes.values())):
@@ -110,16 +114,18 @@ def read_grid(
     tables = content.get("tables") or {content.get("name") or path.stem: list(settings)}
     orders = content.get("orders") or {}
     control = content.get("control")
-    for what, several in (
-        ("metrics", content.get("metrics") or []),
-        *((f"tables: {title}", names) for title, names in tables.items()),
-        *((f"orders: {title}", names) for title, names in orders.items()),
-    ):
-        _require_list(f"{path}: {what}", several)
+    _require_list(f"{path}: metrics", content.get("metrics") or [])
+    for what, lists in (("tables", tables), ("orders", orders)):
+        for title, names in lists.items():
+            _require_some(f"{path}: {what}: {title}", names)
+    for name in [*(content.get("metrics") or []), *itertools.chain(*tables.values(), *orders.values())]:
+        _require_text(f"{path}: metrics, tables and orders", name, needed=True)
     for name in [*itertools.chain(*tables.values(), *orders.values()), *([control] if control else [])]:
         _require_row(f"{path}: tables, orders and control", name, settings)
+    name = content.get("name") or path.stem
+    require_run_name(name, f"{path}: name")
     return Grid(
-        name=content.get("name") or path.stem,
+        name=name,
         rows=rows,
         points=points,
         tables={title: left for title, names in tables.items() if (left := [name for name in names if name in shown])},
@@ -195,6 +201,7 @@ def _point(
     row = settings[name]
     options = [_RUN_OF.sub(lambda match: f"{{run:{run_of(match[1])}}}", fill(word, name)) for word in row["options"]]
     before = [row["command"], f"--config={fill(row['config'], name)}", f"--seed_everything={values['seed']}"]
+    require_run_name(run_of(name), f"{path}: row {name}: run")
     label = ", ".join([name, *(f"{axis} {value}" for axis, value in values.items())])
     return Point(label, run_of(name), values, [*before, *options, *extra])
 
@@ -214,13 +221,25 @@ def _require_known(where: str, found: Mapping[str, Any], known: set[str]) -> Non
         raise ValueError(f"{where}: found {unknown}; expected some of {sorted(known)}.")
 
 
+def _require_names(where: str, found: Mapping[Any, Any]) -> None:
+    for name in found:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{where}: found the name {name!r}; expected a text. Put it in quotes.")
+
+
 def _require_list(where: str, found: Any) -> None:
     if not isinstance(found, list):
         raise ValueError(f"{where}: found {found!r}; expected a list, such as [{found}].")
 
 
-def _require_text(where: str, found: Any) -> None:
-    if not isinstance(found, str | None):
+def _require_some(where: str, found: Any) -> None:
+    _require_list(where, found)
+    if not found:
+        raise ValueError(f"{where}: found an empty list; expected something in it. Leave it out otherwise.")
+
+
+def _require_text(where: str, found: Any, needed: bool = False) -> None:
+    if not isinstance(found, str if needed else str | None) or (needed and not found):
         raise ValueError(f"{where}: found {found!r}; expected a text.")
 
 

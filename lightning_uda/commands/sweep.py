@@ -107,6 +107,8 @@ def read_sweep(path: Path, extra: Sequence[str] = ()) -> Sweep:
             f"{path}: found parameters {content['parameters']!r} and name {content.get('name')!r}; expected each "
             "parameter with its `value` or `values`, and a text as the name."
         )
+    if unnamed := [name for name in content["parameters"] if not isinstance(name, str)]:
+        raise ValueError(f"{path}: found the parameters {unnamed}; expected names of options, such as model.beta.")
     parameters = {name: _values(path, name, spec) for name, spec in content["parameters"].items()}
     swept = [name for name, spec in content["parameters"].items() if "values" in spec]
     name = content.get("name") or path.stem

@@ -280,6 +280,14 @@ def test_figures_of_another_grid_are_refused(trainings):
         main(["grid", str(write_grid()), "--figures", "figures.csv"])
 
 
+def test_a_cell_that_is_no_number_and_no_jobs_are_refused(trainings):
+    Path("figures.csv").write_text("row,seed,date,commit,machine,torch,miou\nfirst,0,,,,,1x5\n")
+    with pytest.raises(SystemExit, match=r"figures.csv: row first: could not convert string to float: '1x5'. Mend"):
+        main(["grid", str(write_grid()), "--figures", "figures.csv"])
+    with pytest.raises(SystemExit, match=r"--jobs: found 0, expected a number from 1"):
+        main(["grid", str(write_grid()), "--jobs", "0"])
+
+
 def test_orders_are_judged_by_the_paired_interval(trainings, capsys):
     miou = {"low": (20.0, 21.0, 22.0), "high": (25.0, 26.1, 27.2), "near": (25.1, 28.0, 25.0)}
     MIOU.update({(row, seed): value for row, values in miou.items() for seed, value in enumerate(values)})
@@ -463,6 +471,19 @@ def test_two_grids_at_once_train_no_point_twice(trainings):
         ({"control": "none"}, "tables, orders and control: found no row 'none'"),
         ({"orders": {"O": ["none"]}}, "tables, orders and control: found no row 'none'"),
         ({"orders": {"O": "first"}}, "orders: O: found 'first'; expected a list"),
+        ({"rows": {1: {"config": "a.yaml"}}}, "rows: found the name 1; expected a text"),
+        ({"tables": {1: ["first"]}}, "tables: found the name 1; expected a text"),
+        ({"orders": {1: ["first"]}}, "orders: found the name 1; expected a text"),
+        ({"config": None}, "config: found None; expected a text"),
+        ({"run": ""}, "run: found ''; expected a text"),
+        ({"run": "../../x{seed}{row}"}, "row first: run: found '../../x0first'; expected a folder below"),
+        ({"name": "/proc/x"}, "name: found '/proc/x'; expected a folder below"),
+        ({"tables": {"T": [["first"]]}}, r"metrics, tables and orders: found \['first'\]; expected a text"),
+        ({"orders": {"O": [["first"]]}}, r"metrics, tables and orders: found \['first'\]; expected a text"),
+        ({"metrics": [3]}, "metrics, tables and orders: found 3; expected a text"),
+        ({"tables": {"T": []}}, "tables: T: found an empty list"),
+        ({"orders": {"O": []}}, "orders: O: found an empty list"),
+        ({"axes": {"fold": []}}, "fold: found an empty list"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
