@@ -59,6 +59,12 @@ def test_in_mixed_precision_too(method, tmp_path):
     check(run_stages(tmp_path, method, "--trainer.precision", "bf16-mixed", stages=("fit", "resume")), method)
 
 
+def test_clipping_goes_with_a_fused_optimiser_in_mixed_precision(tmp_path):
+    options = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"]
+    options += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.fused", "true"]
+    check(run_stages(tmp_path, "DACS", *options, stages=("fit", "resume")), "DACS")
+
+
 def test_scores_near_borders_stand_in_all_that_a_run_and_its_report_show(tmp_path, capsys):
     """Counted by fit, validate and test; their checkpoint evaluates without them too, and `check` does the reverse."""
     runs = run_stages(tmp_path, "DACS", "--model.scoring.border", "1", stages=("fit", "validate", "test"))
