@@ -77,7 +77,7 @@ def require_trainer_options(config: Mapping[str, Any], trains: bool) -> None:
             f"trainer.devices: found {devices}, which starts as many processes on {cores} CPU cores; expected "
             f"{_PROCESSES_PER_CORE * cores} at most."
         )
-    if str(config.get("strategy")).endswith(("_spawn", "_fork", "_notebook")):
+    if any(word in str(config.get("strategy")) for word in ("_spawn", "_fork", "_notebook")):
         raise ValueError(
             f"trainer.strategy: found {config['strategy']!r}, whose processes are copies of the first one; expected "
             "one that starts each by the command, such as 'ddp'."

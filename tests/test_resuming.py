@@ -274,6 +274,21 @@ def test_a_row_that_a_kill_left_half_written_is_not_kept(tmp_path):
     assert read_rows(table) == [{"epoch": "0", "step": "7", "loss": "0.5"}]
 
 
+def killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_adding_columns_never_empties_the_table(tmp_path, monkeypatch):
+    logger = RunLogger(str(tmp_path), "a")
+    logger.log_metrics({"loss": 0.5}, 1)
+    logger.save()
+    logger.log_metrics({"miou": 30.0}, 2)
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        logger.save()
+    assert [row["loss"] for row in read_rows(tmp_path / "a/version_0/metrics.csv")] == ["0.5"]
+
+
 def test_a_run_folder_that_cannot_be_made_is_said_in_a_line(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NotADirectoryError, match=r"--output: .*file/a can't be written, as .*file is no folder"):

@@ -18,6 +18,7 @@ from lightning_uda.trainer_checks import require_callbacks, require_trainer_opti
         ({"max_time": "00:00:00:00"}, "trainer.max_time: found 00:00:00:00; expected a time above zero"),
         ({"max_time": {"days": -1}}, "trainer.max_time: found .*; expected a time above zero"),
         ({"strategy": "ddp_spawn"}, "trainer.strategy: found 'ddp_spawn', .* such as 'ddp'"),
+        ({"strategy": "ddp_fork_find_unused_parameters_false"}, "trainer.strategy: found 'ddp_fork_find"),
     ],
 )
 def test_options_that_train_nothing_or_cannot_be_are_refused(options, message):

@@ -136,7 +136,7 @@ class Storage:
             member = archive.getinfo(file.path)
             limit.require_bytes(member.file_size, str(file))
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack in one go
-                raise NotImplementedError(f"its compression method is not supported: {member.compress_type}")
+                raise RuntimeError(f"its compression method is not supported: {member.compress_type}")
             with archive.open(member) as opened:  # asked for a number of bytes, it unpacks no more, whatever is there
                 return opened.read(member.file_size if size is None else size)
         except _BROKEN_MEMBER as error:
