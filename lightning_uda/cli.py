@@ -19,7 +19,7 @@ from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
@@ -66,6 +66,7 @@ from lightning_uda.resuming import (
     require_start,
     restoring,
 )
+from lightning_uda.signals import TIME_IS_UP
 from lightning_uda.trainer_checks import require_callbacks, require_monitored, require_trainer_options
 
 _log = logging.getLogger(__name__)
@@ -323,7 +324,11 @@ class UDACLI(LightningCLI):
             return found
 
     def fit(self, **kwargs: Any) -> None:
-        """Trains, and says where the run folder is: at the start, at the end, and what is in it after an error."""
+        """Trains, and says where the run folder is: at the start, at the end, and what is in it after an error.
+
+        Raises:
+            SystemExit: If `trainer.max_time` ended the run before its last step; the status is 124.
+        """
         speaks = self.trainer.is_global_zero and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if speaks:
             _log.info("run folder: %s", self.run_logger.log_dir)
@@ -335,6 +340,20 @@ class UDACLI(LightningCLI):
                 _say_what_is_left(Path(self.run_logger.log_dir))
             raise
         self._say_where_it_is()
+        if self.trainer.global_step < self.trainer.max_steps and self._time_is_up():
+            raise SystemExit(TIME_IS_UP)
+
+    def _time_is_up(self) -> bool:
+        """Whether `trainer.max_time` ended the run; says so."""
+        timer = next((one for one in self.trainer.callbacks if isinstance(one, Timer)), None)  # type: ignore[attr-defined]
+        if timer is None or (timer.time_remaining() or 0) > 0:
+            return False
+        _log.warning(
+            "trainer.max_time is up after step %d of %d; it counts all parts of a run, so that this one goes on with a "
+            "longer one only:\n  %s --trainer.max_time TIME",
+            *(self.trainer.global_step, self.trainer.max_steps, self._go_on()),
+        )
+        return True
 
     def validate(self, **kwargs: Any) -> None:
         """Runs validation; `IoUTable` prints its result, so the trainer's own table is left out."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while there is nothing to save: the program ends in order."""
+"""Ctrl-C and SIGTERM while there is nothing to save: the program ends in order; and the status of other ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from types import FrameType
 from typing import NoReturn
 
 import rich
+
+TIME_IS_UP = 124
+"""Exit status of a training that `trainer.max_time` ended before its last step, as that of the command `timeout`."""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from lightning_uda.checkpoints import Found, read_checkpoint, write_checkpoint
 from lightning_uda.data.streams import Stream
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.resuming import RunLogger
+from lightning_uda.signals import TIME_IS_UP
 from lightning_uda.tables import read_rows
 from tests.fixtures.checkpoints import content
 from tests.fixtures.processes import run, run_ranks
@@ -116,6 +117,19 @@ def test_a_signal_in_the_last_step_stops_nothing(tmp_path, capsys):
     assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "4"]
     assert not (run / "checkpoints/stopped.ckpt").exists()
     assert "Stopped" not in capsys.readouterr().out
+
+
+def test_a_run_whose_time_is_up_is_not_done_and_goes_on_with_more(tmp_path, capsys):
+    command, run = ["fit", "--config", config_of(tmp_path, "SourceOnly")], tmp_path / "SourceOnly/version_0"
+    command += ["--trainer.callbacks+=tests.fixtures.signals.TakesAnHour", "--trainer.max_time"]
+    assert stopped(*command, "00:00:59:00") == TIME_IS_UP
+    err = capsys.readouterr().err
+    assert "trainer.max_time is up after step 3 of 4; it counts all parts" in err
+    assert " --ckpt_path last --trainer.max_time TIME" in err
+    assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "3"]
+    assert stopped(*command, "00:00:59:00", "--resume") == TIME_IS_UP
+    main([*command, "00:02:00:00", "--resume"])
+    assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "3", "4"]
 
 
 def test_steps_of_several_batches_are_finished(tmp_path):

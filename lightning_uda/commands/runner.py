@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import rich
 
 from lightning_uda.files import locked, replace_file, versions
+from lightning_uda.signals import TIME_IS_UP
 
 if TYPE_CHECKING:
     from lightning_uda.report import Run
@@ -250,7 +251,7 @@ class Runner:
         else:
             status = self._wait(point, subprocess.Popen(command, env=environment))
         new = [resumed] if resumed else [folder for folder in versions(place) if folder not in before]
-        if 0 < status < 128:  # of an error, not of a signal: the user may mend a config and start anew
+        if 0 < status < 128 and status != TIME_IS_UP:  # of an error: the user may mend a config and start anew
             (place / _STARTED).unlink(missing_ok=True)
         if status or not new:
             return False

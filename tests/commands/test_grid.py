@@ -705,6 +705,21 @@ def test_a_point_is_done_at_its_last_step_alone_and_goes_on_after_a_stop(tmp_pat
 
 
 @pytest.mark.usefixtures("forked")
+def test_a_point_whose_time_is_up_is_not_done(tmp_path, capfd):
+    config = yaml.safe_load(Path(stages.write_config(tmp_path, "SourceOnly")).read_text())
+    config["trainer"] |= {"callbacks": {"class_path": "tests.fixtures.signals.TakesAnHour"}, "max_time": "00:00:59:00"}
+    Path("only.yaml").write_text(yaml.safe_dump(config))
+    write_grid(rows={"only": None}, seeds=[0])
+    for going_on in (False, True):  # the second time it has no time left
+        with pytest.raises(SystemExit, match="1 of 1 points failed, only, seed 0"):
+            main(["grid", "grid.yaml"])
+        err = capfd.readouterr().err
+        assert ("going on from step 3" in err) is going_on
+        assert "trainer.max_time is up after step 3 of 4" in err
+    assert [path.name for path in Path("runs/tiny/seed_0/only").glob("version_*")] == ["version_0"]
+
+
+@pytest.mark.usefixtures("forked")
 def test_after_an_error_a_point_starts_anew(tmp_path):
     config = yaml.safe_load(Path(stages.write_config(tmp_path, "SourceOnly")).read_text())
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}
