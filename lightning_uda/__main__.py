@@ -134,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("LIGHTNING_UDA_TRACEBACK"):
             raise
         sys.exit(readable(error))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if os.environ.get("LIGHTNING_UDA_TRACEBACK") or (message := explained(error)) is None:
             raise
         sys.exit(message)

@@ -18,19 +18,25 @@ READABLE = (MendableError, OSError, ValueError, FloatingPointError, UnpicklingEr
 
 def readable(error: BaseException) -> str:
     """An error in one message: of the parser's account of a constructor's error, and of a worker's, its cause only."""
-    text = str(cause(error))
-    if of_worker := re.match(r"Caught (\w+) in DataLoader worker", text):
-        text = text.rpartition(f"{of_worker[1]}: ")[2]
-    return f"error: {text.strip()}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
+    return f"error: {_said(cause(error)).strip()}\n(LIGHTNING_UDA_TRACEBACK=1 shows where it came from.)"
+
+
+def _said(error: BaseException) -> str:
+    """The message of an error, of a worker's too."""
+    text = str(error)
+    of_worker = re.match(r"Caught (\w+) in DataLoader worker", text)
+    return text.rpartition(f"{of_worker[1]}: ")[2] if of_worker else text
 
 
 def explained(error: BaseException) -> str | None:
     """What an error of torch's means to the user; `None` where that isn't known.
 
-    Known are a GPU whose memory is full, and another process of the run that is gone.
+    Known are memory that is full, of a GPU or of the machine, and another process of the run that is gone.
     """
     if type(error).__name__ == "OutOfMemoryError":
         return f"error: The GPU's memory is full. {LESS_MEMORY}\n({str(error).splitlines()[0]})"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return f"error: The machine's memory is full. {LESS_MEMORY}\n({_said(error).splitlines()[0]})"
     return _LOST_PROCESS if is_of_lost_process(error) else None
 
 

@@ -46,7 +46,7 @@ BELOW_HALF = Range(0, 0.499)
 """Shares of a side that are taken from both ends."""
 OF_OPTIMIZER = Range(0, 1e30)
 """Rates and decays; of those too large training ends by itself, with the step."""
-SCALE = Range(0.01, 100)
+SCALE = Range(0.1, 10)
 """Factors on the size of images, and ratios of their sides."""
 FACTOR = Range(0.001, 1000)
 """Factors that are multiplied with themselves, round after round."""
@@ -72,8 +72,8 @@ LAYERS = Range(1, 1000)
 """Blocks and levels of a network."""
 CHANNELS = Range(1, 65_536)
 """Channels of layers."""
-SIDE = Range(1, 65_536)
-"""Heights, widths, radii, strides and dilations, in pixels."""
+SIDE = Range(1, 10_000)
+"""Heights, widths, radii, strides and dilations, in pixels; an image of both has the megapixels that files may have."""
 BITS = Range(8, 16)
 """Bits of a number in an image file of 16 bits."""
 BINS = Range(16, 2**18)

@@ -537,13 +537,22 @@ def test_none_is_read_as_null_where_it_is_pythons_text(text, value):
     assert load_value(text) == value
 
 
-def test_a_full_gpu_is_answered_with_what_takes_less(tmp_path, monkeypatch):
-    def full(self, batch, batch_idx):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore.")
+def all_memory_of_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore.")
 
-    monkeypatch.setattr(SourceOnly, "training_step", full)
+
+@pytest.mark.parametrize(
+    ("whose", "fill", "said"),
+    [
+        ("GPU", all_memory_of_a_gpu, "CUDA out of memory. Tried to allocate 20 GiB."),
+        ("machine", lambda: torch.empty(10**13), "[enforce fail at alloc_cpu.cpp"),
+        ("machine", lambda: np.empty(10**14), "Unable to allocate 728. TiB for an array"),
+    ],
+)
+def test_full_memory_is_answered_with_what_takes_less(whose, fill, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(SourceOnly, "training_step", lambda self, batch, batch_idx: fill())
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config", write_config(tmp_path, "SourceOnly")])
-    assert str(end.value).startswith("error: The GPU's memory is full. In the order of what it costs: ")
-    assert str(end.value).endswith("(CUDA out of memory. Tried to allocate 20 GiB.)")
+    assert str(end.value).startswith(f"error: The {whose}'s memory is full. In the order of what it costs: ")
+    assert str(end.value).splitlines()[1].startswith(f"({said}")
     assert "--model.backward_per_view true" in str(end.value)

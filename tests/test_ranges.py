@@ -148,6 +148,13 @@ LISTED = [
         {"class_path": "TrainTransform", "init_args": {"crop": [100_000, 100_000]}},
         "crop: found",
     ),
+    ("dacs", (*DATA, "eval_transform"), {"init_args": {"resize": [65_536, 65_536]}}, "resize: found"),
+    (
+        "dacs",
+        (*MODEL, "inference"),
+        {"class_path": "MultiScale", "init_args": {"scales": [100.0]}},
+        "scales: found [100.0], expected numbers from 0.1 to 10",
+    ),
     ("dacs", ("trainer", "accumulate_grad_batches"), -1, "accumulate_grad_batches: found -1"),
     ("dacs", ("trainer", "overfit_batches"), 1e-30, "overfit_batches: found 1e-30, a share"),
     ("dacs", ("trainer", "limit_train_batches"), 0.5, "limit_train_batches: found 0.5, a share"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning_uda.commands.options import CommandParser
 from lightning_uda.files import require_file_place
+from lightning_uda.ranges import SIDE, require
 
 
 def export_network(arguments: list[str]) -> None:
@@ -17,11 +18,10 @@ def export_network(arguments: list[str]) -> None:
 
     Raises:
         OSError: If there is an output already, or it can't be written.
-        ValueError: If a size is below 1.
+        ValueError: If a size is out of range.
     """
     chosen, options = _parser().parse_known_args(arguments)
-    if chosen.size is not None and min(chosen.size) < 1:
-        raise ValueError(f"--size: found {chosen.size[0]} {chosen.size[1]}, expected a height and a width from 1.")
+    require(SIDE, chosen.size, "--size")
     require_file_place(chosen.output, "--output")
     if chosen.output.exists():
         raise FileExistsError(f"--output: found {chosen.output}. Move it away, or give another file.")
