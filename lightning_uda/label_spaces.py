@@ -257,7 +257,7 @@ def get_label_space(name_or_path: str) -> LabelSpace:
     """
     if name_or_path in LABEL_SPACES:
         return LABEL_SPACES[name_or_path]
-    path = Path(name_or_path)
+    path = Path(name_or_path or "")  # null, too, comes here from a config
     if not path.is_file():
         raise ValueError(
             f"Unknown label space {name_or_path!r}: expected one of {sorted(LABEL_SPACES)} or the path of a YAML file "

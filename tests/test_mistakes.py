@@ -91,6 +91,11 @@ MINE = r"or one of yours by its import path\)"
         ("--model.network null", r"model: DACS needs network, which isn't given\."),
         ("--data.source FolderDataset", r"data\.source: FolderDataset needs root, which isn't given\."),
         ("--data.label_space citiscapes", r"data\.label_space: Unknown label space 'citiscapes': expected one of .*"),
+        ("--data.label_space null", r"data\.label_space: Unknown label space None: expected one of .*"),
+        (
+            "--model.optimizer AdamW --model.optimizer.betas [0.9]",
+            r"model\.optimizer\.betas: found \[0\.9\]; expected \[a number, a number\]\.",
+        ),
         (
             "--trainer.max_step 3",
             r"found --trainer\.max_step, which is no option of fit\. Did you mean --trainer\.max_steps\?.*",

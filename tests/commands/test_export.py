@@ -138,9 +138,8 @@ def test_a_file_that_differs_is_refused(gives):
 
 
 def test_wrong_options_are_said(run, tmp_path, capsys):
-    assert "--size: found [0, 5], expected numbers from 1 to 10000" in error_of(
-        capsys, run, tmp_path / "x", "--size", "0", "5"
-    )
+    said = error_of(capsys, run, tmp_path / "x", "--size", "0", "5")
+    assert "--size: found [0, 5], expected numbers from 1 to 10000" in said
     assert "--ckpt_path: found none" in error_of(capsys, run, tmp_path / "x", "--ckpt_path", "null")
     assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match=r"--network: found teacher, but SourceOnly has none"):
