@@ -4,12 +4,12 @@ Methods with a network at its real size, random weights and random images of the
 the algorithm, its terms, backward, the optimiser's and the teacher's step, on one thread.
 
 On a CPU every method has a process of its own; time is its CPU time, which other work beside it changes little, memory
-its peak (Linux), and both are said after every step. On a GPU the first steps aren't counted, and methods follow
-recipes: "fp32" without TF32, "tf32" in convolutions and matrix products, "bf16" (`--trainer.precision bf16-mixed`, TF32
-where autocasting leaves float32), then with cuDNN's search for the fastest algorithms ("benchmark"), in the memory
-format channels_last, and with the backbones compiled. "faster" is against the first recipe; "network" is what the
-networks' passes take by themselves, as a share of the step; memory is the most that was allocated; "syncs" is how often
-a step waited for the GPU.
+its peak (Linux), and both are said after every step and, with `--share`, every pass of the networks. On a GPU the first
+steps aren't counted, and methods follow recipes: "fp32" without TF32, "tf32" in convolutions and matrix products,
+"bf16" (`--trainer.precision bf16-mixed`, TF32 where autocasting leaves float32), then with cuDNN's search for the
+fastest algorithms ("benchmark"), in the memory format channels_last, and with the backbones compiled. "faster" is
+against the first recipe; "network" is what the networks' passes take by themselves, as a share of the step; memory is
+the most that was allocated; "syncs" is how often a step waited for the GPU.
 """
 
 import argparse
@@ -167,7 +167,7 @@ class Run:
                 torch.cuda.synchronize()
             times.append(clock() - start)
             if self.device == "cpu":
-                said = f"step {number}: {times[-1]:.1f} s, {resident('VmHWM') / 1000:.1f} GB so far"
+                said = f"{function.__name__} {number}: {times[-1]:.1f} s, {resident('VmHWM') / 1000:.1f} GB so far"
                 print(said, file=sys.stderr, flush=True)
         return statistics.median(times)
 
@@ -226,15 +226,16 @@ class Run:
 def measured(run, recipe, steps, share):
     """Milliseconds of a step, share of the network, peak in GB and syncs by a recipe."""
     run.use(recipe)
-    if run.device == "cpu":
-        return [1000 * run.seconds(run.step, steps), None, resident("VmHWM") / 1000, None]
-    for _ in range(WARM_UP):
-        run.step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
+    on_cpu = run.device == "cpu"
+    if not on_cpu:
+        for _ in range(WARM_UP):
+            run.step()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
     seconds = run.seconds(run.step, steps)
-    peak, syncs = torch.cuda.max_memory_allocated() / 1e9, run.syncs()
-    alone = sum(run.seconds(repeat, 4) for repeat in run.passes()) / seconds if share else None
+    peak = resident("VmHWM") / 1000 if on_cpu else torch.cuda.max_memory_allocated() / 1e9
+    syncs = None if on_cpu else run.syncs()
+    alone = sum(run.seconds(repeat, 1 if on_cpu else 4) for repeat in run.passes()) / seconds if share else None
     return [1000 * seconds, alone, peak, syncs]
 
 
@@ -254,6 +255,7 @@ def measured_apart(name, options):
         str(options.images),
     ]
     command += ["--checkpointing"] * options.checkpointing + ["--per_view"] * options.per_view
+    command += ["--share"] * options.share
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
@@ -295,7 +297,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--checkpointing", action="store_true", help="blocks of the backbone are computed again")
     parser.add_argument("--per_view", action="store_true", help="model.backward_per_view")
-    parser.add_argument("--share", action="store_true", help="measure the networks alone too (GPU)")
+    parser.add_argument("--share", action="store_true", help="measure the networks alone too")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after this time")
     parser.add_argument("--output", type=Path, help="CSV file that rows are appended to as they are measured")
     parser.add_argument("--one", action="store_true", help="measure the one method given in this process")
@@ -304,7 +306,7 @@ def main():
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if options.one:
         run = Run(options.methods[0], "cpu", options)
-        print(json.dumps(measured(run, "fp32", options.steps, share=False)))
+        print(json.dumps(measured(run, "fp32", options.steps, options.share)))
         return
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread"
     said = ", checkpointing" * options.checkpointing + ", backward per view" * options.per_view
