@@ -18,6 +18,9 @@ from lightning_uda.data.streams import PairedStreams
 _MOST_UNREAD = 100
 """Batches whose losses are kept on the device before they are read, where nothing is logged for longer."""
 
+_LEAST_SCALE = 2.0**-10
+"""A loss scale that AMP gets to where gradients are finite at no scale; it begins at 2^16 and is halved by each."""
+
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -48,8 +51,8 @@ class FiniteCheck(Callback):
     step that was bad. Before a validation or a checkpoint, weights and BatchNorm statistics are looked at too; so no
     checkpoint that isn't finite takes the place of a good one.
 
-    Where AMP scales the loss (fp16) gradients aren't looked at: they may overflow, and AMP then leaves the step out and
-    lowers its scale, which is no fault while the loss is finite.
+    Where AMP scales the loss (fp16) gradients may overflow; AMP then leaves the step out and halves its scale, which is
+    no fault. The scale is looked at instead, with the losses: where it has vanished, steps are made no more.
 
     In a distributed run all processes stop together, with the message of the one whose batch it was.
     """
@@ -118,7 +121,9 @@ class FiniteCheck(Callback):
         finite = torch.stack(numbers).isfinite().tolist() if numbers else []
         bad = next((kind for kind, ok in zip(kinds, finite, strict=True) if not ok), None)
         if bad is None:
-            _stop_if_bad(trainer, None, str)
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            vanished = scaler is not None and scaler.get_scale() < _LEAST_SCALE
+            _stop_if_bad(trainer, 2 * self._number if vanished else None, partial(_scale_message, trainer))
             return
         batch, name = bad
         by_gradients = name == "gradients"  # those of all processes, by a fault of one, whose loss may tell
@@ -194,6 +199,13 @@ def _gradients_message(trainer: pl.Trainer, bad: _Batch) -> str:
     return (
         f"The run stopped, as its gradients are not finite at step {bad.step} of {trainer.max_steps}, though its "
         f"losses are: {losses}.{images}{shared}"
+    )
+
+
+def _scale_message(trainer: pl.Trainer) -> str:
+    return (
+        f"The run stopped, as AMP has found no scale of the loss at which gradients are finite, by step "
+        f"{trainer.global_step} of {trainer.max_steps}: it fell below {_LEAST_SCALE:g}, and no step is made."
     )
 
 

@@ -164,6 +164,15 @@ def test_steps_that_amp_leaves_out_are_no_fault():
     assert torch.equal(before, module.student.classifier.weight), "no step was made"
 
 
+def test_gradients_that_are_finite_at_no_scale_are_a_fault():
+    module = SourceOnly(network=tiny_network(), label_space="camvid")
+    module.student.classifier.weight.register_hook(lambda gradient: gradient * torch.nan)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-8)  # as after 24 such steps
+    message = r"no scale of the loss at which gradients are finite, by step 4 of 9: .*\nLower the learning rate"
+    with pytest.raises(FloatingPointError, match=message):
+        fit(module, steps=9, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
 def test_a_step_costs_a_norm_of_its_gradients_and_no_wait(monkeypatch):
     check, trainer = FiniteCheck(), Trainer(log_every_n_steps=4, enable_checkpointing=False, **QUIET)
     module = SourceOnly(network=tiny_network(), label_space="camvid").to("meta")

@@ -578,13 +578,13 @@ def shipped_points(path, **options):
     return read_grid(path, **options).points
 
 
-ALIKE = ("t2sda", "minicity_mit")
-"""Grids whose options are those of others, for other networks and sizes."""
+SLOW = ("minicity", "minicity_mit", "t2sda")
+"""Grids whose options are those of others, for other networks and sizes, or that take long."""
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in ALIKE), id=path.stem) for path in SHIPPED],
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in SHIPPED],
 )
 def test_shipped_grids_are_accepted_by_the_command_line(path, monkeypatch):
     monkeypatch.chdir(ROOT)
