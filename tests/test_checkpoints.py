@@ -28,6 +28,7 @@ from lightning_uda.checkpoints import (
     write_checkpoint,
 )
 from lightning_uda.methods import SourceOnly
+from lightning_uda.optim import require_state_fits
 from lightning_uda.resuming import CheckpointFiles, require_file, restoring
 from tests.fixtures.checkpoints import content
 from tests.fixtures.stages import write_config
@@ -370,6 +371,10 @@ def with_fewer_weights(state):
     state["param_groups"][0]["params"].pop()
 
 
+def with_other_decay(state):
+    state["param_groups"][1]["weight_decay"] = 0.5
+
+
 NOT_ITS_OWN = "its optimiser isn't the SGD of this run: "
 
 
@@ -380,6 +385,7 @@ NOT_ITS_OWN = "its optimiser isn't the SGD of this run: "
         (with_infinite_rate, "optimizer_states.0.param_groups.1.lr isn't finite"),
         (with_other_shape, f"{NOT_ITS_OWN}momentum_buffer of weight 3 has the shape (1, 2), expected "),
         (with_fewer_groups, f"{NOT_ITS_OWN}loaded state dict has a different number of parameter groups"),
+        (with_other_decay, f"{NOT_ITS_OWN}weight_decay of group 1 is 0.5, expected "),
         (with_fewer_weights, f"{NOT_ITS_OWN}loaded state dict contains a parameter group that doesn't match"),
     ],
 )
@@ -391,6 +397,15 @@ def test_a_state_that_no_optimiser_of_the_run_can_go_on_from_is_refused(trained,
     method.require_fits(changed, "it")
     with pytest.raises(CheckpointError, match=re.escape(f"it: {said}")):
         method.require_fits(changed, "it", to_resume=True)
+
+
+def test_adam_does_not_go_on_as_adamw_unnoticed():
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    state = {"optimizer_states": [torch.optim.Adam(weights, weight_decay=0.01).state_dict()]}
+    require_state_fits(torch.optim.Adam(weights, weight_decay=0.01), state, "it")
+    said = "it: its optimiser isn't the AdamW of this run: decoupled_weight_decay of group 0 is False, expected True"
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        require_state_fits(torch.optim.AdamW(weights, weight_decay=0.01), state, "it")
 
 
 def test_another_optimiser_or_weights_alone_are_refused_before_a_run_has_a_folder(trained, tmp_path):

@@ -15,6 +15,9 @@ from lightning_uda.checkpoints import CheckpointError
 _OF_A_SCHEDULE = {"initial_lr"}
 """What a schedule adds to the groups of an optimiser."""
 
+_OF_THE_CONFIG = ("weight_decay", "decoupled_weight_decay", "eps", "amsgrad", "nesterov", "maximize", "centered")
+"""What no schedule changes in the groups of an optimiser; a state brings its own along, whatever the config says."""
+
 _SHAPED_AS_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 """Entries of the state of a weight that have its shape, in SGD's and Adam's families."""
 
@@ -63,6 +66,7 @@ def require_state_fits(optimizer: torch.optim.Optimizer, checkpoint: Mapping[str
 def _difference(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> str:
     """What keeps an optimiser from going on from a state, in words; empty if nothing does."""
     expected = set(optimizer.param_groups[0])
+    configured = [{name: group[name] for name in _OF_THE_CONFIG if name in group} for group in optimizer.param_groups]
     unknown = {name for group in state["param_groups"] for name in group} - expected - _OF_A_SCHEDULE
     if unknown:
         return f"its groups have {sorted(unknown)}, which this one's haven't"
@@ -73,6 +77,10 @@ def _difference(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> s
     lacking = {name for group in optimizer.param_groups for name in expected - group.keys()}
     if lacking:
         return f"its groups lack {sorted(lacking)}"
+    for number, (group, options) in enumerate(zip(optimizer.param_groups, configured, strict=True)):
+        for name, value in options.items():
+            if group[name] != value:
+                return f"{name} of group {number} is {group[name]}, expected {value}"
     for number, (weight, kept) in enumerate(optimizer.state.items()):
         for name in _SHAPED_AS_WEIGHTS:
             found = kept.get(name)
