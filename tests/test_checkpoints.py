@@ -401,11 +401,11 @@ def test_a_state_that_no_optimiser_of_the_run_can_go_on_from_is_refused(trained,
 
 def test_adam_does_not_go_on_as_adamw_unnoticed():
     weights = [torch.nn.Parameter(torch.ones(2))]
-    state = {"optimizer_states": [torch.optim.Adam(weights, weight_decay=0.01).state_dict()]}
-    require_state_fits(torch.optim.Adam(weights, weight_decay=0.01), state, "it")
-    said = "it: its optimiser isn't the AdamW of this run: decoupled_weight_decay of group 0 is False, expected True"
+    state = {"optimizer_states": [torch.optim.AdamW(weights, weight_decay=0.01).state_dict()]}
+    require_state_fits(torch.optim.AdamW(weights, weight_decay=0.01), state, "it")
+    said = "it: its optimiser isn't the Adam of this run: decoupled_weight_decay of group 0 is True, expected False"
     with pytest.raises(CheckpointError, match=re.escape(said)):
-        require_state_fits(torch.optim.AdamW(weights, weight_decay=0.01), state, "it")
+        require_state_fits(torch.optim.Adam(weights, weight_decay=0.01), state, "it")
 
 
 def test_another_optimiser_or_weights_alone_are_refused_before_a_run_has_a_folder(trained, tmp_path):
