@@ -375,6 +375,10 @@ def with_other_decay(state):
     state["param_groups"][1]["weight_decay"] = 0.5
 
 
+def with_other_rate(state):
+    state["param_groups"][0]["initial_lr"] = 0.5
+
+
 NOT_ITS_OWN = "its optimiser isn't the SGD of this run: "
 
 
@@ -386,6 +390,7 @@ NOT_ITS_OWN = "its optimiser isn't the SGD of this run: "
         (with_other_shape, f"{NOT_ITS_OWN}momentum_buffer of weight 3 has the shape (1, 2), expected "),
         (with_fewer_groups, f"{NOT_ITS_OWN}loaded state dict has a different number of parameter groups"),
         (with_other_decay, f"{NOT_ITS_OWN}weight_decay of group 1 is 0.5, expected "),
+        (with_other_rate, f"{NOT_ITS_OWN}lr of group 0 is 0.5, expected "),
         (with_fewer_weights, f"{NOT_ITS_OWN}loaded state dict contains a parameter group that doesn't match"),
     ],
 )
@@ -403,7 +408,7 @@ def test_adam_does_not_go_on_as_adamw_unnoticed():
     weights = [torch.nn.Parameter(torch.ones(2))]
     state = {"optimizer_states": [torch.optim.AdamW(weights, weight_decay=0.01).state_dict()]}
     require_state_fits(torch.optim.AdamW(weights, weight_decay=0.01), state, "it")
-    said = "it: its optimiser isn't the Adam of this run: decoupled_weight_decay of group 0 is True, expected False"
+    said = "it: its optimiser isn't the Adam of this run: decoupled_weight_decay of group 0 is 1, expected 0"
     with pytest.raises(CheckpointError, match=re.escape(said)):
         require_state_fits(torch.optim.Adam(weights, weight_decay=0.01), state, "it")
 

@@ -66,7 +66,7 @@ def require_state_fits(optimizer: torch.optim.Optimizer, checkpoint: Mapping[str
 def _difference(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> str:
     """What keeps an optimiser from going on from a state, in words; empty if nothing does."""
     expected = set(optimizer.param_groups[0])
-    configured = [{name: group[name] for name in _OF_THE_CONFIG if name in group} for group in optimizer.param_groups]
+    configured = [_options(group) for group in optimizer.param_groups]
     unknown = {name for group in state["param_groups"] for name in group} - expected - _OF_A_SCHEDULE
     if unknown:
         return f"its groups have {sorted(unknown)}, which this one's haven't"
@@ -78,15 +78,20 @@ def _difference(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> s
     if lacking:
         return f"its groups lack {sorted(lacking)}"
     for number, (group, options) in enumerate(zip(optimizer.param_groups, configured, strict=True)):
-        for name, value in options.items():
-            if group[name] != value:
-                return f"{name} of group {number} is {group[name]}, expected {value}"
+        for name, value in _options(group).items():
+            if value != options[name]:
+                return f"{name} of group {number} is {value:g}, expected {options[name]:g}"
     for number, (weight, kept) in enumerate(optimizer.state.items()):
         for name in _SHAPED_AS_WEIGHTS:
             found = kept.get(name)
             if isinstance(found, Tensor) and found.shape != weight.shape:
                 return f"{name} of weight {number} has the shape {tuple(found.shape)}, expected {tuple(weight.shape)}"
     return ""
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    options = {name: group[name] for name in _OF_THE_CONFIG if name in group}
+    return {**options, "lr": group.get("initial_lr", group["lr"])}
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[str]:
