@@ -40,7 +40,7 @@ import loading
 import naive
 import torch
 import torch.nn.functional as F
-from inputs import BATCH, NUM_CLASSES, Inputs, rank_of, smooth
+from inputs import BATCH, CLASS_SHARES, NUM_CLASSES, Inputs, rank_of, smooth
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from measure import interleaved, peak_of
@@ -61,7 +61,14 @@ from lightning_uda.resize import upsample
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import FeatureMMD
 from lightning_uda.terms.contrast import pixel_contrast, prototype_contrast
-from lightning_uda.translation import ColorJitter, FourierTranslation, GaussianBlur, StrongAugmentation
+from lightning_uda.translation import (
+    ColorJitter,
+    FourierTranslation,
+    GaussianBlur,
+    RandomResizedCrop,
+    StrongAugmentation,
+    ViewJitter,
+)
 
 BETA, ALPHA = 0.8, 0.99
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -122,6 +129,14 @@ def relative(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
     return max(
         ((a.double() - b.double()).norm() / a.double().norm()).item() for a, b in zip(expected, found, strict=True)
     )
+
+
+def on_average(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
+    """Mean absolute difference of float images on different scales; infinite where labels differ."""
+    pairs = list(zip(expected, found, strict=True))
+    if any(not torch.equal(a, b) for a, b in pairs if a.ndim == 3):
+        return math.inf
+    return max((a - as_theirs(b)).abs().mean().item() for a, b in pairs if a.ndim == 4)
 
 
 def with_ties(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
@@ -194,6 +209,12 @@ def blur_sides(x: Inputs) -> tuple[Side, Side]:
     """Gaussian blur, one sigma for each image."""
     blur, images = GaussianBlur(), (theirs(x.source_image), ours(x.source_image))
     return lambda: (naive.gaussian_blur(images[0], seeded()),), lambda: (blur(images[1], seeded()),)
+
+
+def two_pass_blur_sides(x: Inputs) -> tuple[Side, Side]:
+    """The same against two passes along rows and columns, by kernels of the published length."""
+    images = theirs(x.source_image)
+    return lambda: (naive.gaussian_blur_in_two_passes(images, seeded()),), blur_sides(x)[1]
 
 
 def fourier_sides(x: Inputs) -> tuple[Side, Side]:
@@ -370,6 +391,38 @@ def pull_sides(side: int, x: Inputs) -> tuple[Side, Side]:
     return inputs.naive, inputs.ours
 
 
+def ehtdi_views_sides(x: Inputs) -> tuple[Side, Side]:
+    """EHTDI's views of source and target, whole images of 720 x 1280 and 640 x 1280 in crops of 512 x 512.
+
+    Both sides start from floats, as what comes before them gives. The naive side works on bytes, as published, which
+    rounds after every stage; ours on floats.
+    """
+    crop, jitter, side = RandomResizedCrop(size=512), ViewJitter(), 512
+    frames = []
+    for height in (720, 640):
+        image = 0.5 + 0.2 * smooth(BATCH, 3, height, 1280, generator=seeded())
+        image = (255 * (image + 0.05 * torch.rand(image.shape, generator=seeded()))).clamp(0, 255).byte()
+        mask = torch.bucketize(rank_of(smooth(BATCH, height, 1280, generator=seeded())), CLASS_SHARES.cumsum(0)[:-1])
+        frames.append((image, mask))
+    their, our = ([(convert(image), mask) for image, mask in frames] for convert in (theirs, ours))
+
+    def literal() -> tuple[Tensor, ...]:
+        generator, results = seeded(), []
+        for image, mask in their:
+            boxes = crop.draw(BATCH, *image.shape[-2:], generator).tolist()
+            results += naive.strong_and_weak_views(image, mask, boxes, side, generator)
+        return tuple(results)
+
+    def views() -> tuple[Tensor, ...]:
+        generator, results = seeded(), []
+        for image, mask in our:
+            weak, labels = crop(image, mask, generator)
+            results += [weak, jitter(weak, generator), labels]
+        return tuple(results)
+
+    return literal, views
+
+
 def ehtdi_labels_sides(x: Inputs) -> tuple[Side, Side]:
     """Labels of both classifiers of EHTDI's network, two images of 640 x 1280."""
     logits, size = [smooth(BATCH, NUM_CLASSES, 81, 161, generator=seeded()) for _ in range(2)], (640, 1280)
@@ -439,6 +492,7 @@ PIECES = {
     "mixing": Piece(mixing_sides, 3, 16, Agreement(1e-4, "of 255", in_images)),
     "colour jitter": Piece(jitter_sides, 3, 50, OF_255),
     "Gaussian blur": Piece(blur_sides, 20, 30, OF_255),
+    "the same, kernels in two passes": Piece(two_pass_blur_sides, 1, 30, OF_255),
     "Fourier": Piece(fourier_sides, 5, 40, OF_255),
     "pseudo label": Piece(pseudo_label_sides, 1, 90, Agreement(1e-5, "confidence", with_ties)),
     "source CE": Piece(source_ce_sides, 4, 130, GRADIENT),
@@ -449,6 +503,7 @@ PIECES = {
     "DSP mixing": Piece(dsp_mixing_sides, 3, 40, Agreement(1e-4, "of 255", in_images)),
     "PiCL, 65 x 65": Piece(partial(contrast_sides, "PiCL"), 5, 80, GRADIENT),
     "ProCL, 65 x 65": Piece(partial(contrast_sides, "ProCL"), 3, 5, GRADIENT),
+    "EHTDI views, from 720 x 1280": Piece(ehtdi_views_sides, 3, 40, Agreement(1, "of 255 on average", on_average)),
     "EHTDI labels, 640 x 1280": Piece(ehtdi_labels_sides, 2.5, 800, Agreement(1e-5, "confidence", with_ties)),
     "EHTDI source CE, 720 x 1280": Piece(ehtdi_ce_sides, 1, 550, GRADIENT),
     "pull, 65 x 65": Piece(partial(pull_sides, 65), 2, 90, GRADIENT),
