@@ -51,6 +51,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks import EMATeacher
+from lightning_uda.inference import WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.methods import DACS, UDAModule
 from lightning_uda.metrics import Scoring
@@ -58,6 +59,7 @@ from lightning_uda.mixing import ClassMask, ClassPool, ConfidenceConsistency, pa
 from lightning_uda.networks import CaffeDeepLabV2, Classifier, InputNormalization, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import BatchConfidence, pseudo_label
 from lightning_uda.resize import upsample
+from lightning_uda.self_training.stored_logits import StoredLogits
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import FeatureMMD
 from lightning_uda.terms.contrast import pixel_contrast, prototype_contrast
@@ -566,6 +568,34 @@ def piece_rows(names: list[str], inputs: Inputs, size: int, rounds: int) -> Iter
         )
 
 
+def scores_row() -> Iterator[Row]:
+    """What is kept of an image of 512 x 1024 between CBST's two passes, and the pixels that it labels differently."""
+    size = (512, 1024)
+    logits = 4 * smooth(1, NUM_CLASSES, 65, 129, generator=seeded())
+    network = Answers(logits).requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        path, stored = Path(folder, "probabilities.npy"), StoredLogits(network, Path(folder), 1)
+
+        def keep() -> Tensor:
+            stored.show(0)
+            return WholeImage()(stored, torch.zeros(1, 3, *size), size).softmax(dim=1)
+
+        literal = naive.keep_probabilities(logits, size, path)
+        keep()
+        kept = [file.stat().st_size / 1e6 for file in (path, Path(f"/proc/self/fd/{stored._file.fileno()}"))]
+        labels = [naive.class_balanced_labels(scores, 0.2) for scores in (literal, keep())]
+        slow, fast, _ = interleaved(lambda: naive.keep_probabilities(logits, size, path), keep, 15)
+        stored.close()
+    off, ratio = (labels[0] != labels[1]).float().mean().item(), kept[0] / kept[1]
+    yield Row(
+        "CBST scores kept, 512 x 1024: MB",
+        *(f"{slow:.1f}", f"{fast:.1f}", f"{ratio:.1f}x", "50x"),
+        *(f"{kept[0]:.1f}", f"{kept[1]:.2f}", "0.35"),
+        f"{off:.0e} of pixels" if off else "none",
+        verdict(ratio >= 50 and kept[1] <= 0.35, off <= 2e-4),
+    )
+
+
 def threshold_rows() -> Iterator[Row]:
     """CBST's thresholds of 50 maps of 1024 x 2048, by the histogram and exactly."""
     found = {form: cbst_thresholds.run(form, 50, (1024, 2048)) for form in cbst_thresholds.FORMS}
@@ -596,7 +626,7 @@ def loading_rows() -> Iterator[Row]:
                 yield Row(name, *numbers, "", "", "", "pixels compared", verdict(round(ratios[form], 1) >= bar))
 
 
-def lightning_row(rounds: int) -> Row:
+def lightning_row(rounds: int = 5) -> Iterator[Row]:
     """What Lightning and our logging add to a step of a layer that costs nothing, over a bare loop."""
 
     class Nothing(UDAModule):
@@ -649,7 +679,16 @@ def lightning_row(rounds: int) -> Row:
     loop, whole = (min(column) for column in zip(*pairs, strict=True))  # a difference, which other work would add to
     extra = whole - loop
     numbers = (f"{loop:.2f}", f"{whole:.2f}", f"+{extra:.2f} ms", "+1 ms")
-    return Row("Lightning and logging, over a bare loop", *numbers, "", "", "", "", verdict(extra <= 1))
+    yield Row("Lightning and logging, over a bare loop", *numbers, "", "", "", "", verdict(extra <= 1))
+
+
+FURTHER = {
+    "CBST scores": scores_row,
+    "CBST thresholds": threshold_rows,
+    "loading": loading_rows,
+    "Lightning": lightning_row,
+}
+"""Rows that measure otherwise, by the name of all that come together."""
 
 
 def machine() -> str:
@@ -670,7 +709,8 @@ def markdown(rows: list[Row], title: str) -> str:
 def main() -> None:
     """Prints one row for each piece, and writes them into the page if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PIECES, action="append", help="measure this piece; may be given repeatedly")
+    choices = [*PIECES, *FURTHER]
+    parser.add_argument("--only", choices=choices, action="append", help="measure this piece; may be given repeatedly")
     parser.add_argument("--rounds", type=int, default=15, help="calls of each form")
     parser.add_argument("--size", type=int, default=512, help="height and width; the bars are for 512")
     parser.add_argument("--peaks", action="store_true", help="print peak memory alone, as JSON, and exit")
@@ -681,14 +721,13 @@ def main() -> None:
     torch.manual_seed(0)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     inputs = Inputs(options.size)
-    names = options.only or list(PIECES)
+    names = [name for name in PIECES if name in (options.only or choices)]
     if options.peaks:
         print(json.dumps({name: [peak_of(side) for side in PIECES[name].sides(inputs)] for name in names}))
         return
 
-    rows = [*piece_rows(names, inputs, options.size, options.rounds)]
-    if not options.only:
-        rows += [*threshold_rows(), *loading_rows(), lightning_row(5)]
+    rows = [*piece_rows(names, inputs, options.size, options.rounds)] if names else []
+    rows += [row for name in FURTHER if name in (options.only or choices) for row in FURTHER[name]()]
     title = f"{machine()}; {options.size} x {options.size}, one thread, {options.rounds} rounds"
     table = Table(title=title)
     for column in HEADINGS:

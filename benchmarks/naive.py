@@ -8,6 +8,7 @@ drawn as the package draws them, so that both sides get the same.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -344,6 +345,24 @@ def dacs_losses(
     mixed_mask = mix(mask, pseudo_labels, paste_mask)
     weights = confidence_weights(confidence, paste_mask)
     return loss_source + weighted_cross_entropy(upsample(logits[2], size), mixed_mask, weights), mixed_image
+
+
+def keep_probabilities(logits: Tensor, size: tuple[int, int], path: Path) -> Tensor:
+    """Probabilities at full size, written to a file and read again, as CBST's program keeps them between its passes."""
+    np.save(path, torch.softmax(upsample(logits, size), dim=1).numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def class_balanced_labels(probs: Tensor, portion: float) -> Tensor:
+    """Labels of the largest p_c / t_c where it reaches 1, else void; t_c is reached by a portion of the pixels of c."""
+    confidence, labels = torch.max(probs, dim=1)
+    thresholds = []
+    for c in range(probs.shape[1]):
+        values = sorted(confidence[labels == c].tolist(), reverse=True)
+        rank = int(portion * len(values))
+        thresholds.append(values[rank - 1] if rank else math.inf)
+    weighted, chosen = torch.max(probs / probs.new_tensor(thresholds).view(1, -1, 1, 1), dim=1)
+    return torch.where(weighted >= 1, chosen, IGNORE_INDEX)
 
 
 def fourier_translation(image: Tensor, style: Tensor, beta: float) -> Tensor:
