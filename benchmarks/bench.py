@@ -716,6 +716,8 @@ def main() -> None:
     parser.add_argument("--peaks", action="store_true", help="print peak memory alone, as JSON, and exit")
     parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write: the page has all rows; leave out --only.")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(0)
