@@ -40,7 +40,7 @@ import loading
 import naive
 import torch
 import torch.nn.functional as F
-from inputs import BATCH, NUM_CLASSES, Inputs, rank_of, smooth
+from inputs import BATCH, CLASS_SHARES, NUM_CLASSES, Inputs, rank_of, smooth
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from measure import interleaved, peak_of
@@ -51,6 +51,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks import EMATeacher
+from lightning_uda.inference import WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.methods import DACS, UDAModule
 from lightning_uda.metrics import Scoring
@@ -58,10 +59,18 @@ from lightning_uda.mixing import ClassMask, ClassPool, ConfidenceConsistency, pa
 from lightning_uda.networks import CaffeDeepLabV2, Classifier, InputNormalization, Outputs, SegmentationNetwork
 from lightning_uda.pseudo_labels import BatchConfidence, pseudo_label
 from lightning_uda.resize import upsample
+from lightning_uda.self_training.stored_logits import StoredLogits
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import FeatureMMD
 from lightning_uda.terms.contrast import pixel_contrast, prototype_contrast
-from lightning_uda.translation import ColorJitter, FourierTranslation, GaussianBlur, StrongAugmentation
+from lightning_uda.translation import (
+    ColorJitter,
+    FourierTranslation,
+    GaussianBlur,
+    RandomResizedCrop,
+    StrongAugmentation,
+    ViewJitter,
+)
 
 BETA, ALPHA = 0.8, 0.99
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -122,6 +131,14 @@ def relative(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
     return max(
         ((a.double() - b.double()).norm() / a.double().norm()).item() for a, b in zip(expected, found, strict=True)
     )
+
+
+def on_average(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
+    """Mean absolute difference of float images on different scales; infinite where labels differ."""
+    pairs = list(zip(expected, found, strict=True))
+    if any(not torch.equal(a, b) for a, b in pairs if a.ndim == 3):
+        return math.inf
+    return max((a - as_theirs(b)).abs().mean().item() for a, b in pairs if a.ndim == 4)
 
 
 def with_ties(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
@@ -194,6 +211,12 @@ def blur_sides(x: Inputs) -> tuple[Side, Side]:
     """Gaussian blur, one sigma for each image."""
     blur, images = GaussianBlur(), (theirs(x.source_image), ours(x.source_image))
     return lambda: (naive.gaussian_blur(images[0], seeded()),), lambda: (blur(images[1], seeded()),)
+
+
+def two_pass_blur_sides(x: Inputs) -> tuple[Side, Side]:
+    """The same against two passes along rows and columns, by kernels of the published length."""
+    images = theirs(x.source_image)
+    return lambda: (naive.gaussian_blur_in_two_passes(images, seeded()),), blur_sides(x)[1]
 
 
 def fourier_sides(x: Inputs) -> tuple[Side, Side]:
@@ -370,6 +393,38 @@ def pull_sides(side: int, x: Inputs) -> tuple[Side, Side]:
     return inputs.naive, inputs.ours
 
 
+def ehtdi_views_sides(x: Inputs) -> tuple[Side, Side]:
+    """EHTDI's views of source and target, whole images of 720 x 1280 and 640 x 1280 in crops of 512 x 512.
+
+    Both sides start from floats, as what comes before them gives. The naive side works on bytes, as published, which
+    rounds after every stage; ours on floats.
+    """
+    crop, jitter, side = RandomResizedCrop(size=512), ViewJitter(), 512
+    frames = []
+    for height in (720, 640):
+        image = 0.5 + 0.2 * smooth(BATCH, 3, height, 1280, generator=seeded())
+        image = (255 * (image + 0.05 * torch.rand(image.shape, generator=seeded()))).clamp(0, 255).byte()
+        mask = torch.bucketize(rank_of(smooth(BATCH, height, 1280, generator=seeded())), CLASS_SHARES.cumsum(0)[:-1])
+        frames.append((image, mask))
+    their, our = ([(convert(image), mask) for image, mask in frames] for convert in (theirs, ours))
+
+    def literal() -> tuple[Tensor, ...]:
+        generator, results = seeded(), []
+        for image, mask in their:
+            boxes = crop.draw(BATCH, *image.shape[-2:], generator).tolist()
+            results += naive.strong_and_weak_views(image, mask, boxes, side, generator)
+        return tuple(results)
+
+    def views() -> tuple[Tensor, ...]:
+        generator, results = seeded(), []
+        for image, mask in our:
+            weak, labels = crop(image, mask, generator)
+            results += [weak, jitter(weak, generator), labels]
+        return tuple(results)
+
+    return literal, views
+
+
 def ehtdi_labels_sides(x: Inputs) -> tuple[Side, Side]:
     """Labels of both classifiers of EHTDI's network, two images of 640 x 1280."""
     logits, size = [smooth(BATCH, NUM_CLASSES, 81, 161, generator=seeded()) for _ in range(2)], (640, 1280)
@@ -439,6 +494,7 @@ PIECES = {
     "mixing": Piece(mixing_sides, 3, 16, Agreement(1e-4, "of 255", in_images)),
     "colour jitter": Piece(jitter_sides, 3, 50, OF_255),
     "Gaussian blur": Piece(blur_sides, 20, 30, OF_255),
+    "the same, kernels in two passes": Piece(two_pass_blur_sides, 1, 30, OF_255),
     "Fourier": Piece(fourier_sides, 5, 40, OF_255),
     "pseudo label": Piece(pseudo_label_sides, 1, 90, Agreement(1e-5, "confidence", with_ties)),
     "source CE": Piece(source_ce_sides, 4, 130, GRADIENT),
@@ -449,6 +505,7 @@ PIECES = {
     "DSP mixing": Piece(dsp_mixing_sides, 3, 40, Agreement(1e-4, "of 255", in_images)),
     "PiCL, 65 x 65": Piece(partial(contrast_sides, "PiCL"), 5, 80, GRADIENT),
     "ProCL, 65 x 65": Piece(partial(contrast_sides, "ProCL"), 3, 5, GRADIENT),
+    "EHTDI views, from 720 x 1280": Piece(ehtdi_views_sides, 3, 40, Agreement(1, "of 255 on average", on_average)),
     "EHTDI labels, 640 x 1280": Piece(ehtdi_labels_sides, 2.5, 800, Agreement(1e-5, "confidence", with_ties)),
     "EHTDI source CE, 720 x 1280": Piece(ehtdi_ce_sides, 1, 550, GRADIENT),
     "pull, 65 x 65": Piece(partial(pull_sides, 65), 2, 90, GRADIENT),
@@ -511,6 +568,34 @@ def piece_rows(names: list[str], inputs: Inputs, size: int, rounds: int) -> Iter
         )
 
 
+def scores_row() -> Iterator[Row]:
+    """What is kept of an image of 512 x 1024 between CBST's two passes, and the pixels that it labels differently."""
+    size = (512, 1024)
+    logits = 4 * smooth(1, NUM_CLASSES, 65, 129, generator=seeded())
+    network = Answers(logits).requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        path, stored = Path(folder, "probabilities.npy"), StoredLogits(network, Path(folder), 1)
+
+        def keep() -> Tensor:
+            stored.show(0)
+            return WholeImage()(stored, torch.zeros(1, 3, *size), size).softmax(dim=1)
+
+        literal = naive.keep_probabilities(logits, size, path)
+        keep()
+        kept = [file.stat().st_size / 1e6 for file in (path, Path(f"/proc/self/fd/{stored._file.fileno()}"))]
+        labels = [naive.class_balanced_labels(scores, 0.2) for scores in (literal, keep())]
+        slow, fast, _ = interleaved(lambda: naive.keep_probabilities(logits, size, path), keep, 15)
+        stored.close()
+    off, ratio = (labels[0] != labels[1]).float().mean().item(), kept[0] / kept[1]
+    yield Row(
+        "CBST scores kept, 512 x 1024: MB",
+        *(f"{slow:.1f}", f"{fast:.1f}", f"{ratio:.1f}x", "50x"),
+        *(f"{kept[0]:.1f}", f"{kept[1]:.2f}", "0.35"),
+        f"{off:.0e} of pixels" if off else "none",
+        verdict(ratio >= 50 and kept[1] <= 0.35, off <= 2e-4),
+    )
+
+
 def threshold_rows() -> Iterator[Row]:
     """CBST's thresholds of 50 maps of 1024 x 2048, by the histogram and exactly."""
     found = {form: cbst_thresholds.run(form, 50, (1024, 2048)) for form in cbst_thresholds.FORMS}
@@ -541,7 +626,7 @@ def loading_rows() -> Iterator[Row]:
                 yield Row(name, *numbers, "", "", "", "pixels compared", verdict(round(ratios[form], 1) >= bar))
 
 
-def lightning_row(rounds: int) -> Row:
+def lightning_row(rounds: int = 5) -> Iterator[Row]:
     """What Lightning and our logging add to a step of a layer that costs nothing, over a bare loop."""
 
     class Nothing(UDAModule):
@@ -594,7 +679,16 @@ def lightning_row(rounds: int) -> Row:
     loop, whole = (min(column) for column in zip(*pairs, strict=True))  # a difference, which other work would add to
     extra = whole - loop
     numbers = (f"{loop:.2f}", f"{whole:.2f}", f"+{extra:.2f} ms", "+1 ms")
-    return Row("Lightning and logging, over a bare loop", *numbers, "", "", "", "", verdict(extra <= 1))
+    yield Row("Lightning and logging, over a bare loop", *numbers, "", "", "", "", verdict(extra <= 1))
+
+
+FURTHER = {
+    "CBST scores": scores_row,
+    "CBST thresholds": threshold_rows,
+    "loading": loading_rows,
+    "Lightning": lightning_row,
+}
+"""Rows that measure otherwise, by the name of all that come together."""
 
 
 def machine() -> str:
@@ -615,25 +709,27 @@ def markdown(rows: list[Row], title: str) -> str:
 def main() -> None:
     """Prints one row for each piece, and writes them into the page if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PIECES, action="append", help="measure this piece; may be given repeatedly")
+    choices = [*PIECES, *FURTHER]
+    parser.add_argument("--only", choices=choices, action="append", help="measure this piece; may be given repeatedly")
     parser.add_argument("--rounds", type=int, default=15, help="calls of each form")
     parser.add_argument("--size", type=int, default=512, help="height and width; the bars are for 512")
     parser.add_argument("--peaks", action="store_true", help="print peak memory alone, as JSON, and exit")
     parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write: the page has all rows; leave out --only.")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(0)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     inputs = Inputs(options.size)
-    names = options.only or list(PIECES)
+    names = [name for name in PIECES if name in (options.only or choices)]
     if options.peaks:
         print(json.dumps({name: [peak_of(side) for side in PIECES[name].sides(inputs)] for name in names}))
         return
 
-    rows = [*piece_rows(names, inputs, options.size, options.rounds)]
-    if not options.only:
-        rows += [*threshold_rows(), *loading_rows(), lightning_row(5)]
+    rows = [*piece_rows(names, inputs, options.size, options.rounds)] if names else []
+    rows += [row for name in FURTHER if name in (options.only or choices) for row in FURTHER[name]()]
     title = f"{machine()}; {options.size} x {options.size}, one thread, {options.rounds} rounds"
     table = Table(title=title)
     for column in HEADINGS:

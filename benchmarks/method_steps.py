@@ -119,7 +119,7 @@ def main():
     """Prints one row for each method, with the ratio to the first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=METHODS, help="names of MiniCity's experiments")
-    parser.add_argument("--rounds", type=int, default=4, help="runs of each method with and without workers")
+    parser.add_argument("--rounds", type=int, default=4, help="runs of each method with and without workers; 0: peaks")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a run")
     parser.add_argument("--peak", help="print the peak memory of one method and exit")
     options, fit = parser.parse_known_args()
@@ -144,17 +144,18 @@ def main():
     table = Table(title=f"MiniCity, one thread, {options.rounds} x {options.steps} steps; bars of a step {BARS}")
     table.add_column("method", no_wrap=True)
     times = ("step, CPU ms", "and loading, CPU ms", f"{WORKERS} workers, wall ms")
-    for column in (*times, "peak of a step, MB", "process, MB"):
+    for column in (*(times if options.rounds else ()), "peak of a step, MB", "process, MB"):
         table.add_column(column, justify="right")
     table.add_column("")
     figures = {
-        method: [*(1000 * statistics.median(each) for each in seconds[method]), *memory[method]] for method in methods
+        method: [*(1000 * statistics.median(each) for each in seconds[method] if each), *memory[method]]
+        for method in methods
     }
     first = figures[options.methods[0]]
     for method, row in figures.items():
         ratios = [own / other for own, other in zip(row, first, strict=True)]
         cells = [f"{own:.0f} ({ratio:.2f}x)" for own, ratio in zip(row, ratios, strict=True)]
-        bar = BARS.get(method)
+        bar = BARS.get(method) if options.rounds else None
         verdict = "" if bar is None else "[green]ok" if ratios[0] <= bar else "[yellow]missed"
         table.add_row(method, *cells, verdict)
     Console(width=120).print(table)

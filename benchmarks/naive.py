@@ -8,7 +8,10 @@ drawn as the package draws them, so that both sides get the same.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,6 +140,75 @@ def gaussian_blur(image: Tensor, generator: torch.Generator) -> Tensor:
         padded = F.pad(x.unsqueeze(0), (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
         blurred.append(F.conv2d(padded, kernel.expand(3, 1, *sizes), groups=3))
     return torch.cat(blurred)
+
+
+def gaussian_blur_in_two_passes(image: Tensor, generator: torch.Generator) -> Tensor:
+    """The same blur along the columns and then along the rows, of the whole batch at once, by kernels as long."""
+    count, channels = image.shape[:2]
+    sigmas = 0.15 + torch.rand(count, generator=generator)
+    for dim, pad in ((2, (0, 0, 1, 1)), (3, (1, 1, 0, 0))):
+        size = kernel_size(image.shape[dim])
+        offsets = torch.arange(size) - size // 2
+        kernels = torch.exp(-(offsets**2) / (2 * sigmas.view(-1, 1) ** 2))
+        kernels = kernels / kernels.sum(dim=1, keepdim=True)
+        padded = F.pad(image, [size // 2 * side for side in pad], mode="reflect")
+        kernels = kernels.repeat_interleave(channels, dim=0).view(count * channels, 1, -1, 1)
+        stacked = padded.reshape(1, count * channels, *padded.shape[2:])
+        weights = kernels if dim == 2 else kernels.transpose(2, 3)
+        image = F.conv2d(stacked, weights, groups=count * channels).view_as(image)
+    return image
+
+
+def strong_and_weak_views(
+    image: Tensor, mask: Tensor, boxes: list[list[int]], size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """EHTDI's crops, their jittered form and the crops of their labels, by bytes of one image after the other.
+
+    Args:
+        image: Whole images, float in 0-255 minus mean.
+        mask: Their labels.
+        boxes: First row and column, height and width of the crop of each image.
+        size: Side of the results.
+        generator: Of the jitter.
+    """
+    weak, labels = [], []
+    for x, y, (top, left, height, width) in zip(image, mask, boxes, strict=True):
+        rgb = (x + x.new_tensor(MEAN).view(3, 1, 1)).permute(1, 2, 0).numpy().round().astype(np.uint8)
+        crop = rgb[top : top + height, left : left + width]
+        weak.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR))
+        crop = y.numpy().astype(np.uint8)[top : top + height, left : left + width]
+        labels.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_NEAREST))
+
+    strong, number = list(weak), len(weak)
+    jittered = (torch.rand(number, generator=generator) < 0.8).nonzero().flatten().tolist()
+    draws = 2 * torch.rand(5, len(jittered), generator=generator) - 1 if jittered else torch.zeros(5, 0)
+    for index, (contrast, brightness, *shifts) in zip(jittered, draws.T.tolist(), strict=True):
+        linear = strong[index].astype(np.float32) * (1 + 0.2 * contrast) + 255 * 0.2 * brightness
+        strong[index] = shift_hsv(np.clip(linear, 0, 255).round().astype(np.uint8), *shifts)
+    for index in (torch.rand(number, generator=generator) < 0.2).nonzero().flatten().tolist():
+        strong[index] = cv2.cvtColor(cv2.cvtColor(strong[index], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    blurred = (torch.rand(number, generator=generator) < 0.5).nonzero().flatten().tolist()
+    odds = torch.tensor([1.0, 2.0])
+    drawn = torch.multinomial(odds, len(blurred), replacement=True, generator=generator) if blurred else []
+    for index, kernel in zip(blurred, drawn, strict=True):
+        side = 3 if kernel == 0 else 5
+        strong[index] = cv2.GaussianBlur(strong[index], (side, side), 0.3 * ((side - 1) / 2 - 1) + 0.8)
+
+    views = (
+        torch.stack([torch.from_numpy(x).permute(2, 0, 1).float() - torch.tensor(MEAN).view(3, 1, 1) for x in view])
+        for view in (weak, strong)
+    )
+    return *views, torch.from_numpy(np.stack(labels)).long()
+
+
+def shift_hsv(image: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
+    """Adds shares of 20, 30 and 20 to hue (of 180), saturation and value (of 255) of bytes (H, W, 3)."""
+    parts = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    h, s, v = (part.astype(np.int16) for part in parts)
+    h = (h + round(20 * hue)) % 180
+    s = np.clip(s + round(30 * saturation), 0, 255)
+    v = np.clip(v + round(20 * value), 0, 255)
+    return cv2.cvtColor(cv2.merge([part.astype(np.uint8) for part in (h, s, v)]), cv2.COLOR_HSV2RGB)
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -273,6 +345,24 @@ def dacs_losses(
     mixed_mask = mix(mask, pseudo_labels, paste_mask)
     weights = confidence_weights(confidence, paste_mask)
     return loss_source + weighted_cross_entropy(upsample(logits[2], size), mixed_mask, weights), mixed_image
+
+
+def keep_probabilities(logits: Tensor, size: tuple[int, int], path: Path) -> Tensor:
+    """Probabilities at full size, written to a file and read again, as CBST's program keeps them between its passes."""
+    np.save(path, torch.softmax(upsample(logits, size), dim=1).numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def class_balanced_labels(probs: Tensor, portion: float) -> Tensor:
+    """Labels of the largest p_c / t_c where it reaches 1, else void; t_c is reached by a portion of the pixels of c."""
+    confidence, labels = torch.max(probs, dim=1)
+    thresholds = []
+    for c in range(probs.shape[1]):
+        values = sorted(confidence[labels == c].tolist(), reverse=True)
+        rank = int(portion * len(values))
+        thresholds.append(values[rank - 1] if rank else math.inf)
+    weighted, chosen = torch.max(probs / probs.new_tensor(thresholds).view(1, -1, 1, 1), dim=1)
+    return torch.where(weighted >= 1, chosen, IGNORE_INDEX)
 
 
 def fourier_translation(image: Tensor, style: Tensor, beta: float) -> Tensor:

@@ -143,8 +143,15 @@ class UDAModule(LightningModule, ABC):
             self.add_term(name, term)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Takes what `torch.compile` wraps as the network itself, compiled in place, whose weights keep their names."""
-        super().__setattr__(name, compiled_in_place(value) if isinstance(value, nn.Module) else value)
+        """Takes what `torch.compile` wraps as the network itself, compiled in place, whose weights keep their names.
+
+        A text in the place of another goes past what `nn.Module` does to find weights: Lightning notes the name of
+        every hook on the module, some forty times a step.
+        """
+        if name in self.__dict__ and (value is None or isinstance(value, str)):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, compiled_in_place(value) if isinstance(value, nn.Module) else value)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -428,6 +435,9 @@ class UDAModule(LightningModule, ABC):
     def log_step(self, values: Mapping[str, Tensor | Callable[[], Tensor]]) -> None:
         """Logs a step's scalars as `train/<name>`, the learning rate beside them, at logging steps only.
 
+        They are logged from the CPU: Lightning reads what progress bars show at every step, not at logging steps alone,
+        and each step would wait for the device.
+
         Args:
             values: Scalars, or functions that give one and are called where something is logged.
         """
@@ -436,7 +446,7 @@ class UDAModule(LightningModule, ABC):
             return
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         found = {name: value if isinstance(value, Tensor) else value() for name, value in values.items()}
-        self.log_dict({f"train/{name}": value.detach() for name, value in found.items()}, prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach().cpu() for name, value in found.items()}, prog_bar=True)
         self.log("train/lr", lr)
 
     def on_validation_epoch_start(self) -> None:

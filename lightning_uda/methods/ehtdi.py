@@ -16,7 +16,7 @@ from lightning_uda.mixing import ClassPool, PasteMask, paste
 from lightning_uda.pseudo_labels import pseudo_label
 from lightning_uda.ranges import NOT_NEGATIVE, ranged
 from lightning_uda.resize import size_of, upsample
-from lightning_uda.step import Labels, Step, View, to_float
+from lightning_uda.step import Labels, Step, Term, View, to_float
 from lightning_uda.terms import ConfidentPaste, PixelContrast, PrototypeContrast
 from lightning_uda.translation import RandomBlur, RandomResizedCrop, Translation, ViewJitter
 
@@ -90,7 +90,12 @@ class EHTDI(TeacherModule):
         self.second_augmentation = second_augmentation
         self.pseudo_labels_of = pseudo_labels_of
         self.auxiliary_labels = auxiliary_labels
-        for name, term in (("htcm", htcm), ("procl", procl), ("picl", picl)):
+        first: list[tuple[str, Term | None]] = []  # what they contrast is done with before htcm shows a view of its own
+        last: list[tuple[str, Term | None]] = []
+        for name, contrast in (("procl", procl), ("picl", picl)):
+            of_htcm = contrast is not None and not {"htcm", "htcm_weak"}.isdisjoint(contrast.reads)
+            (last if of_htcm else first).append((name, contrast))
+        for name, term in (*first, ("htcm", htcm), *last):
             self.add_term(name, term)
 
     def configure_callbacks(self) -> list[Callback]:

@@ -150,7 +150,7 @@ def hue_ramps(image: Tensor, phases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     not_red = torch.where(value == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
     sextant = torch.where(value == red, green - blue, not_red).div_(chroma.clamp(min=torch.finfo(image.dtype).tiny))
     k = (sextant + phases).remainder_(6)
-    return value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1)
+    return value, chroma, torch.minimum(k, 4 - k, out=k).clamp_(0, 1)
 
 
 def adjust_hsv(image: Tensor, saturation: Tensor, phases: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ class RandomApply(Translation):
         chosen = np.flatnonzero(torch.rand(count, generator=generator, dtype=torch.float32).numpy() < self.p)
         if not chosen.size:
             return image
-        if self.gate == "batch":
+        if self.gate == "batch" or chosen.size == count:
             return self.translation(image, generator, other)
         part = torch.from_numpy(chosen).to(image.device, non_blocking=True)
         translated = self.translation(image[part], generator, None if other is None else other[part])

@@ -40,7 +40,7 @@ def shift_hsv(image: Tensor, saturation: Tensor, value: Tensor, phases: Tensor) 
     """
     brightest, chroma, ramps = hue_ramps(image, phases)
     share = chroma.div_(brightest.clamp(min=torch.finfo(image.dtype).tiny)).add_(saturation).clamp_(0, 1)
-    return (brightest + value).clamp_(0, 1) * (1 - share * ramps)
+    return ramps.mul_(share).neg_().add_(1).mul_((brightest + value).clamp_(0, 1))
 
 
 class HSVJitter(Translation):

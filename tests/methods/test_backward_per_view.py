@@ -8,7 +8,7 @@ from lightning_uda.__main__ import main
 from tests.fixtures.processes import run_ranks
 from tests.fixtures.stages import write_config
 
-VIEWS = {"DACS": (2, 1), "DSP": (3, 2), "EHTDI": (4, 3), "T2SDA": (3, 1)}
+VIEWS = {"DACS": (2, 1), "DSP": (3, 2), "EHTDI": (4, 2), "T2SDA": (3, 1)}
 """Views whose activations a step holds at most, without the option and with it."""
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from PIL import Image
 from scipy.ndimage import binary_dilation
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
 from lightning_uda.callbacks import IoUTable
@@ -269,6 +270,32 @@ def test_predictions_have_the_sizes_of_the_files():
     assert [p["pred"].shape for p in predictions] == [(1, 20, 44)] * 2
     assert predictions[0]["pred"].dtype == torch.uint8
     assert predictions[0]["name"] == ["tiny_0_0"]
+
+
+def test_losses_on_a_gpu_are_logged_from_the_cpu_where_reading_them_again_waits_for_nothing(monkeypatch):
+    module, devices = SourceOnly(tiny_network(), "camvid"), {}
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    module._trainer = SimpleNamespace(log_every_n_steps=1, global_step=0, optimizers=[optimizer])
+    monkeypatch.setattr(module, "log", lambda name, value: None)
+    monkeypatch.setattr(
+        module,
+        "log_dict",
+        lambda values, prog_bar: devices.update({name: value.device.type for name, value in values.items()}),
+    )
+    with FakeTensorMode():
+        values = {name: torch.ones((), device="cuda") for name in ("loss", "lambda")}
+        module.log_step({"loss": values["loss"], "lambda": lambda: values["lambda"]})
+    assert devices == {"train/loss": "cpu", "train/lambda": "cpu"}
+
+
+def test_a_text_takes_the_place_of_a_text_but_not_of_a_network():
+    module = SourceOnly(tiny_network(), "camvid")
+    module.note = "first"
+    module.note = None
+    module.note = "second"
+    assert module.note == "second"
+    with pytest.raises(TypeError, match="student"):
+        module.student = "second"
 
 
 @pytest.mark.parametrize(("steps", "warned"), [(3, True), (4, False)])
