@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,24 +17,27 @@ from lightning_uda.files import free_bytes, gigabytes
 class StoredLogits(nn.Module):
     """Runs a network once for each image, whatever the inference policy; after that it gives the logits it has kept.
 
-    They are kept in float32 at the network's resolution, so what is computed from them is the same every time, bit for
-    bit. An image of 1024 x 2048, scaled by 0.9 and mirrored too, takes 4 MB for 19 classes; host memory holds one.
+    They are kept at the network's resolution, and given as they are kept from the first time on, so what is computed
+    from them is the same every time, bit for bit. An image of 1024 x 2048, scaled by 0.9 and mirrored too, takes 4 MB
+    for 19 classes, or half of it; host memory holds one.
     The file has no name: its room is free again when the process ends, however it ends (`df` counts it, `du` doesn't).
 
     Args:
         network: Gives logits (N, C, h, w) for images.
         folder: Folder of the file; it must exist.
         num_images: How many images will be kept on this disk, by all processes together.
+        bits: Of a logit: 32 keep it as the network gives it; 16 round it to 11 digits in base 2.
 
     Raises:
         OSError: If the file can't be made.
     """
 
-    def __init__(self, network: nn.Module, folder: Path, num_images: int) -> None:
+    def __init__(self, network: nn.Module, folder: Path, num_images: int, bits: Literal[16, 32] = 32) -> None:
         super().__init__()
         self.network = network
         self.folder = folder
         self.num_images = num_images
+        self.dtype = torch.float16 if bits == 16 else torch.float32
         self.device = next(network.parameters()).device
         self.align_corners = bool(getattr(network, "align_corners", True))
         self._file = cast(Any, TemporaryFile(dir=folder))
@@ -66,16 +69,16 @@ class StoredLogits(nn.Module):
         self._next += 1
         if number < len(passes):
             return self._read(*passes[number])
-        logits = cast(Tensor, self.network(image)).float()
+        logits = cast(Tensor, self.network(image)).to(self.dtype)
         passes.append((self._file.seek(0, 2), tuple(logits.shape)))
         self._file.write(np.ascontiguousarray(logits.cpu().numpy()))
-        return logits
+        return logits.float()
 
     def _read(self, start: int, shape: tuple[int, ...]) -> Tensor:
-        logits = np.empty(shape, np.float32)
+        logits = torch.empty(shape, dtype=self.dtype)
         self._file.seek(start)
-        self._file.readinto(logits)
-        return torch.from_numpy(logits).to(self.device)
+        self._file.readinto(logits.numpy())
+        return logits.to(self.device).float()
 
     def _require_room(self) -> None:
         needed, free = self._file.seek(0, 2) * (self.num_images - 1), free_bytes(self.folder)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class TargetScores:
         num_workers: Processes that read images.
         ranks: Who shares the images.
         follow: Shows progress.
+        stored_bits: `bits` of `StoredLogits`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TargetScores:
         num_workers: int = 0,
         ranks: Ranks = Ranks(),
         follow: Follow = unseen,
+        stored_bits: Literal[16, 32] = 32,
     ) -> None:
         self.network = network
         self.images = images
@@ -81,6 +83,7 @@ class TargetScores:
         self.num_workers = num_workers
         self.ranks = ranks
         self.follow = follow
+        self.stored_bits = stored_bits
         self.num_classes = network.num_classes
         self.device = next(network.parameters()).device
         self._stored: StoredLogits | None = None
@@ -98,7 +101,7 @@ class TargetScores:
             OSError: If they can't be written.
         """
         training = self.network.training
-        self._stored = StoredLogits(self.network.eval(), folder, num_images)
+        self._stored = StoredLogits(self.network.eval(), folder, num_images, self.stored_bits)
         try:
             with torch.no_grad():
                 yield

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -27,9 +29,10 @@ class Counted(nn.Module):
     ],
     ids=lambda policy: type(policy).__name__,
 )
-def test_scores_are_had_again_without_network_and_pixels(tmp_path, policy):
+@pytest.mark.parametrize("bits", [32, 16])
+def test_scores_are_had_again_without_network_and_pixels(tmp_path, policy, bits):
     network = Counted()
-    stored = StoredLogits(network, tmp_path, 3)
+    stored = StoredLogits(network, tmp_path, 3, bits)
     images = torch.rand(3, 1, 3, 16, 24)
     first = []
     for number, image in enumerate(images):
@@ -42,6 +45,7 @@ def test_scores_are_had_again_without_network_and_pixels(tmp_path, policy):
         assert torch.equal(first[number], again)
         assert again.dtype == torch.float32
     assert network.passes == passes
+    assert stored._file.seek(0, 2) == bits // 8 * 3 * sum(math.prod(shape) for _, shape in stored._passes[0])
     torch.testing.assert_close(first[1], policy(network, images[1], (16, 24)), rtol=1e-2, atol=1e-3)
     assert not list(tmp_path.iterdir())
     stored.close()
