@@ -15,7 +15,7 @@ from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.resuming import RunLogger
 from lightning_uda.tables import read_rows
 from tests.fixtures.checkpoints import content
-from tests.fixtures.processes import run, run_ranks
+from tests.fixtures.processes import run, run_ranks, run_together
 from tests.fixtures.stages import steps_of, write_config
 from tests.fixtures.tiny import TinyDataset
 from tests.test_checkpoints import damage, error_of
@@ -293,6 +293,29 @@ def test_a_run_folder_that_cannot_be_made_is_said_in_a_line(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NotADirectoryError, match=r"--output: .*file/a can't be written, as .*file is no folder"):
         _ = RunLogger(str(tmp_path / "file"), "a").version
+
+
+def start_runs(output, number):
+    for _ in range(number):
+        print(RunLogger(output, "a").version)
+
+
+def test_runs_of_one_name_that_start_at_one_moment_get_a_folder_each(tmp_path):
+    ended = run_together(3, start_runs, str(tmp_path), 20)
+    taken = [int(version) for process in ended for version in process.stdout.split()]
+    assert sorted(taken) == list(range(60)), ended[0].stderr
+
+
+@pytest.mark.slow
+def test_commands_that_start_at_one_moment_get_a_folder_each(tmp_path):
+    config = config_of(tmp_path, "SourceOnly")
+    ended = run_together(3, main, ["fit", "--config", config])
+    assert [process.returncode for process in ended] == [0, 0, 0], ended[0].stderr
+    said = [re.findall(r"in the run folder, .*/version_(\d)$", process.stderr, re.MULTILINE) for process in ended]
+    assert sorted(said) == [["0"], ["1"], ["2"]]
+    runs = [tmp_path / f"SourceOnly/version_{number}" for number in range(3)]
+    assert len(list(tmp_path.glob("SourceOnly/*"))) == 3
+    assert tables(runs[0]) == tables(runs[1]) == tables(runs[2])
 
 
 def test_only_checkpoints_that_a_run_can_go_on_from_count(tmp_path):
