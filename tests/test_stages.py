@@ -28,6 +28,7 @@ from tests.fixtures.stages import (
     steps_of,
     write_config,
 )
+from tests.test_checkpoints import error_of
 from tests.test_ranks import distance
 
 
@@ -200,6 +201,16 @@ def test_self_training_goes_on_within_a_round_on_more_or_fewer_processes(step, o
         expected, last = weights(whole, 4), weights(went_on, 4)
         assert distance(last, expected) < 1e-6 < 1e-4 < distance(last, state)
         assert not list(went_on.glob("checkpoints/step=5.ckpt"))
+
+
+def test_self_training_goes_on_with_as_many_images_in_a_step_only(one, tmp_path):
+    checkpoint = one / "SelfTraining/version_0/checkpoints/step=3.ckpt"
+    command = ["fit", "--config", write_config(tmp_path, "SelfTraining"), *LIKE_ONE, "--ckpt_path", str(checkpoint)]
+    message = error_of(*command)
+    assert "Its steps had 4 images, those of this run have 2: choose data.batch_size and trainer.accum" in message
+    assert not (tmp_path / "SelfTraining").exists()
+    main([*command, "--trainer.accumulate_grad_batches", "2"])
+    assert (tmp_path / "SelfTraining/version_0/checkpoints/step=4.ckpt").is_file()
 
 
 @pytest.mark.slow
