@@ -16,7 +16,9 @@ def test_rounds_that_a_checkpoint_knows_must_be_the_same():
     for same in ([0, 5, 10], [0, 5], [0, 5, 10, 15]):
         plan.require_same(same, 2)
     for images in (2, None):
-        with pytest.raises(ValueError, match=r"at the steps \[0, 6\], those of this run at \[0, 5, 10\].* the same data,"):
+        with pytest.raises(
+            ValueError, match=r"at the steps \[0, 6\], those of this run at \[0, 5, 10\].* the same data,"
+        ):
             plan.require_same([0, 6], images)
     with pytest.raises(ValueError, match=r"Its steps had 4 images, those of this run have 2: choose .* is 4 again"):
         plan.require_same([0, 3, 6], 4)
