@@ -21,14 +21,14 @@ class SharedBatchNorm(TorchSyncBatchNorm):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Converts all BatchNorm layers of a module in place; they keep their parameters, statistics and mode."""
-        from timm.layers import convert_sync_batchnorm  # brings wandb; few runs need it
+        from timm.layers.norm_act import convert_sync_batchnorm  # brings wandb; few runs need it
 
         self._plain = {
             name: layer
             for name, layer in model.named_modules(remove_duplicate=False)
             if isinstance(layer, nn.modules.batchnorm._BatchNorm)
         }
-        converted: nn.Module = convert_sync_batchnorm(model)
+        converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
 
     def revert(self, model: nn.Module) -> nn.Module:
