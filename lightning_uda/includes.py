@@ -28,10 +28,10 @@ def allow_includes() -> None:
     load = get_loader("yaml")
 
     def load_with_includes(content: str) -> Any:
-        found = resolve(
-            load(content), Path(os.getcwd()), load
-        )  # the parser changes to the folder of each file it reads
-        require_class_keys(found)
+        here = Path(os.getcwd())  # the parser changes to the folder of each file it reads
+        found = resolve(load(content), here, load)
+        if "\n" in content:  # a file, not the value of an option, of which the parser makes its own sense
+            require_class_keys(found)
         return found
 
     set_loader("yaml", load_with_includes, (yaml.YAMLError,))
@@ -91,8 +91,8 @@ def require_class_keys(node: Any, place: str = "") -> None:
     beside = [key for key in node if key not in _OF_A_CLASS] if "class_path" in node else []
     if beside:
         raise ValueError(
-            f"{place or 'config'}: found {beside[0]!r} beside class_path: {node['class_path']}; expected init_args alone, "
-            "below which the arguments of a class stand."
+            f"{place or 'config'}: found {beside[0]!r} beside class_path: {node['class_path']}; expected init_args "
+            "alone, below which the arguments of a class stand."
         )
     for key, value in node.items():
         require_class_keys(value, place if key == "init_args" else f"{place}.{key}".lstrip("."))
