@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 from lightning_uda.config_files import read_config, shipped
+from lightning_uda.errors import MendableError
 
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 """Keys of a part that is a class; the last is the parser's, for arguments that the constructor doesn't name."""
@@ -30,8 +31,7 @@ def allow_includes() -> None:
     def load_with_includes(content: str) -> Any:
         here = Path(os.getcwd())  # the parser changes to the folder of each file it reads
         found = resolve(load(content), here, load)
-        if "\n" in content:  # a file, not the value of an option, of which the parser makes its own sense
-            require_class_keys(found)
+        require_class_keys(found)
         return found
 
     set_loader("yaml", load_with_includes, (yaml.YAMLError,))
@@ -81,7 +81,7 @@ def require_class_keys(node: Any, place: str = "") -> None:
         place: Names on the way to it, such as "model.network".
 
     Raises:
-        ValueError: If something else does.
+        MendableError: If something else does. (After a ValueError the parser would go on to the next reading.)
     """
     if isinstance(node, list):
         for item in node:
@@ -90,9 +90,9 @@ def require_class_keys(node: Any, place: str = "") -> None:
         return
     beside = [key for key in node if key not in _OF_A_CLASS] if "class_path" in node else []
     if beside:
-        raise ValueError(
-            f"{place or 'config'}: found {beside[0]!r} beside class_path: {node['class_path']}; expected init_args "
-            "alone, below which the arguments of a class stand."
+        raise MendableError(
+            f"{f'{place}: ' if place else ''}found {beside[0]!r} beside class_path: {node['class_path']}; "
+            "expected init_args alone, below which the arguments of a class stand."
         )
     for key, value in node.items():
         require_class_keys(value, place if key == "init_args" else f"{place}.{key}".lstrip("."))

@@ -154,6 +154,8 @@ def test_arguments_beside_a_class_are_told_where_they_belong(content, place, cap
     message = error_of(*DACS, "--config", str(tmp_path / "own.yaml")).splitlines()[0]
     assert message.startswith(f"error: {place}")
     assert message.endswith("; expected init_args alone, below which the arguments of a class stand.")
+    option = ["--model.optimizer", "{class_path: SGD, lr: 0.1}"]
+    assert "error: found 'lr' beside class_path: SGD; expected init_args alone, below" in error_of(*DACS, *option)
 
 
 @pytest.mark.parametrize(
