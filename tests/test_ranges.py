@@ -29,14 +29,18 @@ from lightning_uda.self_training import RadixSelect
 from lightning_uda.translation import ColorJitter
 from tests.fixtures.bad_configs import (
     MINICITY,
+    NOT_FITTED,
     NUMBERS,
     OTHERS,
     WRITTEN_OUT,
     changed,
+    exchangeable,
+    fitting,
     leaves,
     on_minicity,
     outcome_of,
     parts,
+    value_at,
     written_out,
 )
 from tests.test_configs import make_benchmarks, make_camvid
@@ -244,16 +248,29 @@ SEED = int(os.environ.get("BAD_CONFIGS_SEED", "16"))
 
 @st.composite
 def bad_configs(draw, bases):
-    """A shipped experiment in which a value, a list, a class or a group of settings is another one, or misspelt."""
+    """A shipped experiment in which a value, a list, a class or a group of settings is another one, or misspelt.
+
+    Others are any value, one of the same kind, or what another experiment has there.
+    """
     row = draw(st.sampled_from(sorted(bases)))
-    kind = draw(st.sampled_from(("number", "number", "other", "misspelt", "part")))
-    if kind in ("number", "other"):
-        path = draw(st.sampled_from(list(leaves(bases[row]))))
-        value = draw(st.sampled_from(NUMBERS if kind == "number" else OTHERS))
-    else:
-        path = draw(st.sampled_from(list(parts(bases[row]))))
-        path, value = ((*path, "misspelt"), 1) if kind == "misspelt" else (path, draw(st.sampled_from(OTHERS)))
+    content = bases[row]
+    kind = draw(st.sampled_from(("number", "number", "other", "misspelt", "part", *3 * ("fitting", "exchanged"))))
+    if kind == "exchanged":
+        other = bases[draw(st.sampled_from(sorted(bases)))]
+        paths = exchangeable(content, other)
+        assume(paths)
+        path = draw(st.sampled_from(paths))
+        value = value_at(other, path)
+    elif kind == "misspelt":
+        path, value = (*draw(st.sampled_from(list(parts(content)))), "misspelt"), 1
+    elif kind == "part":
+        path, value = draw(st.sampled_from(list(parts(content)))), draw(st.sampled_from(OTHERS))
         assume(path[-1] != "init_args" or value)  # else a class with its defaults, such as a large set
+    else:
+        path = draw(st.sampled_from(list(leaves(content))))
+        assume(kind != "fitting" or path not in NOT_FITTED)
+        of_kind = {"number": NUMBERS, "other": OTHERS, "fitting": fitting(value_at(content, path))}
+        value = draw(st.sampled_from(of_kind[kind]))
     return row, path, copy.deepcopy(value)
 
 
