@@ -110,8 +110,8 @@ def require_callbacks(callbacks: Sequence[Callback]) -> None:
                 callback.format_checkpoint_name({})
             except (ValueError, TypeError, LookupError) as error:
                 raise ValueError(
-                    f"{type(callback).__name__}.filename: found {callback.filename!r}, which can't be filled in: {error}; "
-                    "expected scores in braces, with a format or without, as in 'step{step}_{val/miou:.1f}'."
+                    f"{type(callback).__name__}.filename: found {callback.filename!r}, which can't be filled in "
+                    f"({error}); expected scores in braces, as in 'step{{step}}_{{val/miou:.1f}}'."
                 ) from error
 
 

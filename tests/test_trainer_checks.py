@@ -41,7 +41,7 @@ def test_callbacks_that_expect_another_module_are_refused(kind):
 @pytest.mark.parametrize("name", ["{step", "best_{val/miou:.1f", "{val/miou:.1q}", "step}"])
 def test_names_of_checkpoints_that_cannot_be_filled_in_are_refused(name):
     with pytest.raises(
-        ValueError, match=r"ModelCheckpoint\.filename: found '.*', which can't be filled in: .*; expected"
+        ValueError, match=r"ModelCheckpoint\.filename: found '.*', which can't be filled in \(.*\); expected"
     ):
         require_callbacks([ModelCheckpoint(filename=name)])
     for good in ("{step}", "step{step}_{val/miou:.1f}", "last", None):
