@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins import CheckpointIO, LayerSync
 
 import lightning_uda.callbacks
 import lightning_uda.datasets
@@ -66,6 +66,7 @@ from lightning_uda.resuming import (
     require_start,
     restoring,
 )
+from lightning_uda.shared_batch_norm import SharedBatchNorm, require_shared_batch_norm
 from lightning_uda.signals import TIME_IS_UP
 from lightning_uda.trainer_checks import require_callbacks, require_monitored, require_trainer_options
 
@@ -279,12 +280,18 @@ class UDACLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given]
         if not _any(plugins, CheckpointIO):
             plugins = [*plugins, CheckpointFiles()]
+        shares = config.get("sync_batchnorm") is True
+        if shares and not _any(plugins, LayerSync):
+            plugins = [*plugins, SharedBatchNorm()]
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 logger=[self.run_logger, *extra], callbacks=callbacks, plugins=plugins, **kwargs
             )
         except (TypeError, ImportError) as error:  # of devices, accelerators and precisions that aren't there
             raise ValueError(f"trainer: {error}") from error
+        if shares:
+            require_shared_batch_norm(trainer)
+        return trainer
 
     def _named_logger(self, kind: type[Logger], *args: Any, **kwargs: Any) -> Logger:
         """A logger of the config, called as the run folder and writing there, unless it was told otherwise."""

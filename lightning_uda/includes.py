@@ -11,6 +11,10 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 from lightning_uda.config_files import read_config, shipped
+from lightning_uda.errors import MendableError
+
+_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
+"""Keys of a part that is a class; the last is the parser's, for arguments that the constructor doesn't name."""
 
 
 def allow_includes() -> None:
@@ -25,7 +29,10 @@ def allow_includes() -> None:
     load = get_loader("yaml")
 
     def load_with_includes(content: str) -> Any:
-        return resolve(load(content), Path(os.getcwd()), load)  # the parser changes to the folder of each file it reads
+        here = Path(os.getcwd())  # the parser changes to the folder of each file it reads
+        found = resolve(load(content), here, load)
+        require_class_keys(found)
+        return found
 
     set_loader("yaml", load_with_includes, (yaml.YAMLError,))
 
@@ -64,6 +71,31 @@ def resolve(node: Any, folder: Path, load: Callable[[str], Any], above: tuple[Pa
         merged = overlay(merged, content)
     own = {key: resolve(value, folder, load, above) for key, value in node.items() if key != "include"}
     return overlay(merged, own)
+
+
+def require_class_keys(node: Any, place: str = "") -> None:
+    """Checks that nothing stands beside the name of a class but its arguments, which stand below `init_args`.
+
+    Args:
+        node: Content of a file, or of a part of it.
+        place: Names on the way to it, such as "model.network".
+
+    Raises:
+        MendableError: If something else does. (After a ValueError the parser would go on to the next reading.)
+    """
+    if isinstance(node, list):
+        for item in node:
+            require_class_keys(item, place)
+    if not isinstance(node, Mapping):
+        return
+    beside = [key for key in node if key not in _OF_A_CLASS] if "class_path" in node else []
+    if beside:
+        raise MendableError(
+            f"{f'{place}: ' if place else ''}found {beside[0]!r} beside class_path: {node['class_path']}; "
+            "expected init_args alone, below which the arguments of a class stand."
+        )
+    for key, value in node.items():
+        require_class_keys(value, place if key == "init_args" else f"{place}.{key}".lstrip("."))
 
 
 def overlay(base: Any, over: Any) -> Any:

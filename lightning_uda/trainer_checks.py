@@ -8,7 +8,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, Timer
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, ModelCheckpoint, Timer
 
 from lightning_uda.errors import did_you_mean
 from lightning_uda.methods import UDAModule
@@ -96,7 +96,7 @@ def _require_a_step(config: Mapping[str, Any]) -> None:
 
 
 def require_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Checks that no callback is among them that a method can't be trained with.
+    """Checks that no callback is among them that a method can't be trained with, or whose files can't be named.
 
     Raises:
         ValueError: If one is.
@@ -104,6 +104,15 @@ def require_callbacks(callbacks: Sequence[Callback]) -> None:
     for kind, instead in _INSTEAD.items():
         if any(isinstance(callback, kind) for callback in callbacks):
             raise ValueError(f"trainer.callbacks: found {kind.__name__}, which can't be used here; {instead}.")
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.filename is not None:
+            try:
+                callback.format_checkpoint_name({})
+            except (ValueError, TypeError, LookupError) as error:
+                raise ValueError(
+                    f"{type(callback).__name__}.filename: found {callback.filename!r}, which can't be filled in "
+                    f"({error}); expected scores in braces, as in 'step{{step}}_{{val/miou:.1f}}'."
+                ) from error
 
 
 def require_monitored(module: UDAModule, callbacks: Sequence[Callback]) -> None:

@@ -44,5 +44,15 @@ def golden():
     return Golden
 
 
+@pytest.fixture
+def wandb_anew():
+    """W&B as in a new process: it reads environment variables once, and a test before may have had others."""
+    import wandb  # heavy, and two tests need it
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
 def pytest_unconfigure():
     gc.unfreeze()  # or libraries complain of what is left

@@ -162,6 +162,7 @@ def test_tensorboard_needs_no_folder_and_writes_into_the_run_folder(config, tmp_
     assert saved["trainer"]["logger"]["init_args"]["save_dir"] == "runs"
 
 
+@pytest.mark.usefixtures("wandb_anew")
 def test_wandb_is_named_as_the_run_folder_and_gets_config_masks_and_matrix(config, tmp_path):
     arguments = ["--trainer.logger", "WandbLogger", "--trainer.callbacks", "ImagePanels"]
     cli = run_trainer(["fit", "--config", config, *arguments, "--trainer.callbacks.num_images", "1"])

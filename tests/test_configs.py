@@ -30,20 +30,24 @@ EXPERIMENTS = sorted(CONFIGS.glob("experiment/*/*.yaml")) + sorted(CONFIGS.glob(
 FAST = ["--trainer.fast_dev_run", "1", "--data.num_workers", "0", "--data.batch_size", "2"]
 
 
-@pytest.fixture
-def camvid(tmp_path):
-    """A folder laid out like CamVid, with its list files beside it."""
+def make_camvid(top):
+    """Makes a folder laid out like CamVid, with its list files beside it, and gives its path."""
     rng = np.random.default_rng(0)
     for folder in ("images", "labels"):
-        (tmp_path / "camvid" / folder).mkdir(parents=True)
+        (top / "camvid" / folder).mkdir(parents=True)
     for name in ("a", "b", "c", "d"):
-        cv2.imwrite(str(tmp_path / "camvid/images" / f"{name}.jpg"), rng.integers(0, 256, (48, 64, 3), np.uint8))
-        cv2.imwrite(str(tmp_path / "camvid/labels" / f"{name}.png"), rng.integers(0, 11, (48, 64), np.uint8))
-    (tmp_path / "camvid/classes.json").write_text(json.dumps({"ids": dict(enumerate(CAMVID.classes)), "ignore": 255}))
-    (tmp_path / "camvid_day2dusk").mkdir()
+        cv2.imwrite(str(top / "camvid/images" / f"{name}.jpg"), rng.integers(0, 256, (48, 64, 3), np.uint8))
+        cv2.imwrite(str(top / "camvid/labels" / f"{name}.png"), rng.integers(0, 11, (48, 64), np.uint8))
+    (top / "camvid/classes.json").write_text(json.dumps({"ids": dict(enumerate(CAMVID.classes)), "ignore": 255}))
+    (top / "camvid_day2dusk").mkdir()
     for split in ("source_train", "target_train"):
-        (tmp_path / "camvid_day2dusk" / f"{split}.txt").write_text("a\nb\nc\nd\n")
-    return str(tmp_path / "camvid")
+        (top / "camvid_day2dusk" / f"{split}.txt").write_text("a\nb\nc\nd\n")
+    return str(top / "camvid")
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    return make_camvid(tmp_path)
 
 
 MAKERS = {
@@ -52,14 +56,17 @@ MAKERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def benchmarks(tmp_path_factory):
-    """The public datasets in their official layouts, small, each in a folder of its name."""
-    top = tmp_path_factory.mktemp("benchmarks")
+def make_benchmarks(top):
+    """Makes the public datasets in their official layouts, small, each in a folder of its name."""
     for name, make in MAKERS.items():
         make(top / name)
     make_nthu(top / "nthu")
     return top
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    return make_benchmarks(tmp_path_factory.mktemp("benchmarks"))
 
 
 def small_backbone(*options):
@@ -200,30 +207,42 @@ def experiments():
         seen |= found
 
 
-@pytest.mark.parametrize("config", experiments())
-def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatch):
-    arguments = ["fit", "--config", str(config), *FAST]
-    if config.parent.name in ("camvid_day_to_dusk", "folders"):
+def small_experiment(config, camvid, benchmarks):
+    """Options that bring an experiment down to small images and a small network.
+
+    Args:
+        config: Its file.
+        camvid: The folder that stands for CamVid, and for folders of one's own.
+        benchmarks: The folder of the public datasets.
+    """
+    pair, content = config.parent.name, read(config)
+    arguments = []
+    if pair in ("camvid_day_to_dusk", "folders"):
         for name in ("source", "target", "val"):
             arguments += [f"--data.{name}.root", camvid]
-    if config.parent.name == "camvid_day_to_dusk":
+    if pair == "camvid_day_to_dusk":
         arguments += [*SMALL["deeplab_v2_efficientnet_lite0"], "--data.eval_transform.resize", "[48, 64]"]
         for name in ("source_transform", "target_transform"):
             arguments += [f"--data.{name}.resize", "[48, 64]"]
-            if read(config)["data"]["init_args"][name].get("class_path"):
+            if content["data"]["init_args"][name].get("class_path"):
                 arguments += [f"--data.{name}.crop", "[48, 64]"]
-        if read(config)["data"]["init_args"]["source_sampling"]["class_path"] == "RareClass":
+        if content["data"]["init_args"]["source_sampling"]["class_path"] == "RareClass":
             arguments += ["--data.source_sampling.min_pixels", "0"]
-    if config.parent.name == "folders":
-        arguments += small_folders(read(config))
-    if config.parent.name.split("_to_")[0] in MAKERS:
+    if pair == "folders":
+        arguments += small_folders(content)
+    if pair.split("_to_")[0] in MAKERS:
         arguments += small_benchmark(config, benchmarks)
-    if read(config)["model"]["class_path"] == "SelfTraining":
-        arguments += small_rounds(config.parent.name)
-    elif config.parent.name == "minicity":
-        arguments += small_minicity(read(config))
+    if content["model"]["class_path"] == "SelfTraining":
+        arguments += small_rounds(pair)
+    elif pair == "minicity":
+        arguments += small_minicity(content)
+    return arguments
+
+
+@pytest.mark.parametrize("config", experiments())
+def test_experiment_runs_a_step(config, camvid, benchmarks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cli = run_trainer(arguments)
+    cli = run_trainer(["fit", "--config", str(config), *FAST, *small_experiment(config, camvid, benchmarks)])
     assert cli.trainer.global_step == 1
     assert cli.model.label_space.num_classes == cli.model.student.num_classes
 

@@ -9,6 +9,7 @@ from lightning_uda.__main__ import main
 from lightning_uda.cli import UDACLI, run_trainer
 from lightning_uda.config_files import with_paths
 from lightning_uda.mistakes import described, explained
+from tests.test_checkpoints import error_of
 
 DACS = ["fit", "--config", "minicity/dacs"]
 
@@ -134,6 +135,32 @@ def test_so_is_a_mistake_in_a_file(content, message, parser, capsys, tmp_path):
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (
+            "model: {init_args: {optimizer: {class_path: SGD, lr: 0.1}}}",
+            "model.optimizer: found 'lr' beside class_path: SGD",
+        ),
+        (
+            "data: {class_path: UDADataModule, batch_size: 3}",
+            "data: found 'batch_size' beside class_path: UDADataModule",
+        ),
+        (
+            "trainer: {callbacks: [{class_path: ImagePanels, n: 1}]}",
+            "trainer.callbacks: found 'n' beside class_path: Im",
+        ),
+    ],
+)
+def test_arguments_beside_a_class_are_told_where_they_belong(content, place, capsys, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"{content}\n")
+    message = error_of(*DACS, "--config", str(tmp_path / "own.yaml")).splitlines()[0]
+    assert message.startswith(f"error: {place}")
+    assert message.endswith("; expected init_args alone, below which the arguments of a class stand.")
+    option = ["--model.optimizer", "{class_path: SGD, lr: 0.1}"]
+    assert "error: found 'lr' beside class_path: SGD; expected init_args alone, below" in error_of(*DACS, *option)
 
 
 @pytest.mark.parametrize(

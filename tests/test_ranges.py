@@ -4,6 +4,7 @@ import copy
 import importlib
 import inspect
 import math
+import os
 import pkgutil
 import typing
 from collections import Counter
@@ -26,7 +27,23 @@ from lightning_uda.networks import EncoderDecoder
 from lightning_uda.report import load_runs
 from lightning_uda.self_training import RadixSelect
 from lightning_uda.translation import ColorJitter
-from tests.fixtures.bad_configs import NUMBERS, OTHERS, ROWS, changed, leaves, outcome_of, parts, small_experiment
+from tests.fixtures.bad_configs import (
+    MINICITY,
+    NOT_FITTED,
+    NUMBERS,
+    OTHERS,
+    WRITTEN_OUT,
+    changed,
+    exchangeable,
+    fitting,
+    leaves,
+    on_minicity,
+    outcome_of,
+    parts,
+    value_at,
+    written_out,
+)
+from tests.test_configs import make_benchmarks, make_camvid
 
 
 def classes():
@@ -173,7 +190,7 @@ LISTED = [
 
 
 def test_configs_that_the_issue_lists_are_refused_before_a_run_folder_is_there(tmp_path):
-    bases = {row: small_experiment(row) for row in {row for row, *_ in LISTED}}
+    bases = {row: on_minicity(row) for row in {row for row, *_ in LISTED}}
     for number, (row, path, value, message) in enumerate(LISTED):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -232,46 +249,77 @@ def test_a_report_of_a_malformed_config_names_it(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-BASES = {row: small_experiment(row) for row in ROWS}
+SEED = int(os.environ.get("BAD_CONFIGS_SEED", "16"))
+"""Of the generated configs; another one tries others."""
 
 
 @st.composite
-def bad_configs(draw):
-    """A shipped experiment in which a value, a list, a class or a group of settings is another one, or misspelt."""
-    row = draw(st.sampled_from(ROWS))
-    kind = draw(st.sampled_from(("number", "number", "other", "misspelt", "part")))
-    if kind in ("number", "other"):
-        path = draw(st.sampled_from(list(leaves(BASES[row]))))
-        value = draw(st.sampled_from(NUMBERS if kind == "number" else OTHERS))
-    else:
-        path = draw(st.sampled_from(list(parts(BASES[row]))))
-        path, value = ((*path, "misspelt"), 1) if kind == "misspelt" else (path, draw(st.sampled_from(OTHERS)))
+def bad_configs(draw, bases):
+    """A shipped experiment in which a value, a list, a class or a group of settings is another one, or misspelt.
+
+    Others are any value, one of the same kind, or what another experiment has there.
+    """
+    row = draw(st.sampled_from(sorted(bases)))
+    content = bases[row]
+    kind = draw(st.sampled_from(("number", "number", "other", "misspelt", "part", *3 * ("fitting", "exchanged"))))
+    if kind == "exchanged":
+        other = bases[draw(st.sampled_from(sorted(bases)))]
+        paths = exchangeable(content, other)
+        assume(paths)
+        path = draw(st.sampled_from(paths))
+        value = value_at(other, path)
+    elif kind == "misspelt":
+        path, value = (*draw(st.sampled_from(list(parts(content)))), "misspelt"), 1
+    elif kind == "part":
+        path, value = draw(st.sampled_from(list(parts(content)))), draw(st.sampled_from(OTHERS))
         assume(path[-1] != "init_args" or value)  # else a class with its defaults, such as a large set
+    else:
+        path = draw(st.sampled_from(list(leaves(content))))
+        assume(kind != "fitting" or path not in NOT_FITTED)
+        of_kind = {"number": NUMBERS, "other": OTHERS, "fitting": fitting(value_at(content, path))}
+        value = draw(st.sampled_from(of_kind[kind]))
     return row, path, copy.deepcopy(value)
 
 
-def try_configs(number, tmp_path_factory):
-    """Trains a step by generated configs; counts what became of them, and gives the faults."""
+def try_configs(bases, number, tmp_path_factory):
+    """Trains a step by generated configs, and requires that each is refused in time or trains.
+
+    Returns:
+        How many were refused, and how many trained.
+    """
     counts, faults = Counter(), []
 
-    @seed(16)
+    @seed(SEED)
     @settings(max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(bad_configs())
+    @given(bad_configs(bases))
     def attempt(case):
         row, path, value = case
-        outcome = outcome_of(changed(BASES[row], path, value), tmp_path_factory.mktemp("bad"))
+        outcome = outcome_of(changed(bases[row], path, value), tmp_path_factory.mktemp("bad"))
         counts[outcome.kind] += 1
         if outcome.kind not in ("refused", "trained"):
             faults.append((outcome.kind, row, ".".join(map(str, path)), value, outcome.message[-500:]))
 
     attempt()
-    print(dict(counts))
-    return counts, faults
+    print(f"BAD_CONFIGS_SEED={SEED}: {dict(counts)}")
+    assert not faults, f"BAD_CONFIGS_SEED={SEED}\n" + "\n".join(map(str, faults))
+    return counts["refused"], counts["trained"]
 
 
 @pytest.mark.slow
 def test_five_hundred_generated_configs_are_refused_or_train(tmp_path_factory):
-    counts, faults = try_configs(500, tmp_path_factory)
-    assert not faults, "\n".join(map(str, faults))
-    assert sum(counts.values()) >= 500
-    assert counts["refused"] > 300
+    refused, trained = try_configs({row: on_minicity(row) for row in MINICITY}, 500, tmp_path_factory)
+    assert refused + trained >= 500
+    assert refused > 300
+
+
+@pytest.mark.slow
+def test_so_are_five_hundred_of_all_benchmarks_with_all_defaults_written_out(tmp_path_factory):
+    top = tmp_path_factory.mktemp("datasets")
+    camvid, benchmarks = make_camvid(top), make_benchmarks(top)
+    bases = {row: written_out(row, camvid, benchmarks) for row in WRITTEN_OUT}
+    for row, content in bases.items():
+        outcome = outcome_of(content, tmp_path_factory.mktemp("good"))
+        assert outcome.kind == "trained", f"{row}: {outcome}"
+    refused, trained = try_configs(bases, 500, tmp_path_factory)
+    assert refused + trained >= 500
+    assert refused > 300

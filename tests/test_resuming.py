@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,12 @@ from lightning_uda.resuming import RunLogger
 from lightning_uda.signals import TIME_IS_UP
 from lightning_uda.tables import read_rows
 from tests.fixtures.checkpoints import content
-from tests.fixtures.processes import run, run_ranks
-from tests.fixtures.stages import steps_of, write_config
+from tests.fixtures.processes import run, run_ranks, run_together
+from tests.fixtures.stages import ON_TWO, steps_of, write_config
 from tests.fixtures.tiny import TinyDataset
 from tests.test_checkpoints import damage, error_of
+
+ROOT = Path(__file__).parents[1]
 
 
 def config_of(folder, method, **trainer):
@@ -309,6 +313,29 @@ def test_a_run_folder_that_cannot_be_made_is_said_in_a_line(tmp_path):
         _ = RunLogger(str(tmp_path / "file"), "a").version
 
 
+def start_runs(output, number):
+    for _ in range(number):
+        print(RunLogger(output, "a").version)
+
+
+def test_runs_of_one_name_that_start_at_one_moment_get_a_folder_each(tmp_path):
+    ended = run_together(3, start_runs, str(tmp_path), 20)
+    taken = [int(version) for process in ended for version in process.stdout.split()]
+    assert sorted(taken) == list(range(60)), ended[0].stderr
+
+
+@pytest.mark.slow
+def test_commands_that_start_at_one_moment_get_a_folder_each(tmp_path):
+    config = config_of(tmp_path, "SourceOnly")
+    ended = run_together(3, main, ["fit", "--config", config])
+    assert [process.returncode for process in ended] == [0, 0, 0], ended[0].stderr
+    said = [re.findall(r"in the run folder, .*/version_(\d)$", process.stderr, re.MULTILINE) for process in ended]
+    assert sorted(said) == [["0"], ["1"], ["2"]]
+    runs = [tmp_path / f"SourceOnly/version_{number}" for number in range(3)]
+    assert len(list(tmp_path.glob("SourceOnly/*"))) == 3
+    assert tables(runs[0]) == tables(runs[1]) == tables(runs[2])
+
+
 def test_only_checkpoints_that_a_run_can_go_on_from_count(tmp_path):
     config = config_of(tmp_path, "SourceOnly")
     main(["fit", "--config", config, "--trainer.max_steps", "2"])
@@ -415,6 +442,31 @@ def test_a_checkpoint_of_two_processes_resumes_on_one_and_back(tmp_path):
     assert [row["step"] for row in read_rows(run / "iou.csv")] == ["2", "4", "6"]
     assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 6
     assert len(list(run.parent.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_one_run_that_a_signal_stops_and_that_goes_on(tmp_path):
+    """As an allocation that is over: SIGTERM comes to torchrun, which hands it on to the processes."""
+    command = ["fit", "--config", config_of(tmp_path / "stopped", "DACS"), *ON_TWO]
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "-m", "lightning_uda"]
+    signals = signal_at("on_before_zero_grad", 2, signal.SIGTERM, pause=2, starter=True)
+    first = subprocess.run([*torchrun, *command, *signals], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert first.returncode != 0
+    run = tmp_path / "stopped/DACS/version_0"
+    assert "Stopped by SIGTERM, after step 3 of 4." in first.stdout, first.stderr
+    assert read_checkpoint(run / "checkpoints/stopped.ckpt")["global_step"] == 3
+    again = subprocess.run([*torchrun, *command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    ended = run_ranks(2, main, ["fit", "--config", config_of(tmp_path / "whole", "DACS"), *ON_TWO])
+    assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr
+    folders = (run, tmp_path / "whole/DACS/version_0")
+    went_on, whole = (read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"] for folder in folders)
+    assert went_on.keys() == whole.keys()
+    assert all(torch.equal(tensor, went_on[name]) for name, tensor in whole.items())
+    found, wanted = (tables(folder) for folder in folders)
+    del found["config"]["trainer"]["callbacks"], wanted["config"]["trainer"]["callbacks"]
+    assert found == wanted
 
 
 @pytest.mark.parametrize("dead", [0, 1])

@@ -3,16 +3,33 @@
 import csv
 import json
 import math
+import re
+from collections import Counter
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from lightning_uda.__main__ import main
 from lightning_uda.metrics import iou_per_class, mean_iou, read_confusion
 from tests.fixtures.processes import run_ranks
-from tests.fixtures.stages import METHODS, run_all, run_stages, steps_of, write_config
+from tests.fixtures.stages import (
+    DIGEST,
+    FROZEN,
+    LIKE_ONE,
+    METHODS,
+    ON_TWO,
+    digest_of,
+    go_on,
+    run_all_on_two,
+    run_stages,
+    steps_of,
+    write_config,
+)
+from tests.test_checkpoints import error_of
+from tests.test_ranks import distance
 
 
 def values(run, name):
@@ -98,26 +115,108 @@ def test_scores_near_borders_stand_in_all_that_a_run_and_its_report_show(tmp_pat
     assert values(plain, "val/miou") == values(runs["validate"], "val/miou")
 
 
-def test_on_two_ranks_too(tmp_path):
-    ended = run_ranks(2, run_all, tmp_path, 2)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Folder of runs of one process: DSP, and self-training with as many images in a step as two processes have."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    folder.mkdir()
+    for method, options in {"DSP": FROZEN, "SelfTraining": [*LIKE_ONE, "--data.batch_size", "4"]}.items():
+        main(["fit", "--config", write_config(folder, method), *options, *DIGEST])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one):
+    """Folder of runs of two processes, of all methods."""
+    folder = one.with_name("two")
+    folder.mkdir()
+    ended = run_ranks(2, run_all_on_two, folder)
     assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr[-5000:]
-    for method, runs in json.loads((tmp_path / "runs.json").read_text()).items():
+    return folder
+
+
+def digests(run, ranks):
+    return [json.loads((run / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def test_on_two_ranks_too(two):
+    for method, runs in json.loads((two / "runs.json").read_text()).items():
         check({stage: Path(run) for stage, run in runs.items()}, method, ranks=2)
         for stage in ("fit", "resume"):
-            digests = [(Path(runs[stage]) / f"{rank}.sha256").read_text() for rank in range(2)]
-            assert digests[0] == digests[1], f"{method}: the weights of both processes differ"
+            first, second = digests(Path(runs[stage]), 2)
+            assert first["last"] == second["last"], f"{method}: the weights of both processes differ"
+
+
+def test_two_ranks_count_and_label_what_one_process_does(one, two):
+    counted = sorted(path.name for path in (one / "cache").glob("*.npz"))
+    assert [name.split("-")[1] for name in counted] == ["classes", "positions"]
+    assert sorted(path.name for path in (two / "cache").glob("*.npz")) == counted
+    for name in counted:
+        arrays = [np.load(folder / "cache" / name) for folder in (one, two)]
+        assert sorted(arrays[0]) == sorted(arrays[1])
+        for key in arrays[0]:
+            assert arrays[0][key].any()
+            np.testing.assert_array_equal(arrays[0][key], arrays[1][key], strict=True)
+    of_run = {"DSP": ["class_statistics.csv", "class_statistics.png"], "SelfTraining": ["rounds/prior.png"]}
+    of_run["SelfTraining"] += [
+        f"rounds/round_1/{name}" for name in ("round.json", *(f"tiny_1_{i}.png" for i in range(4)))
+    ]
+    for method, names in of_run.items():
+        for name in names:
+            alone, shared = (folder / method / "version_0" / name for folder in (one, two))
+            assert alone.read_bytes() == shared.read_bytes(), name
+
+
+def test_each_file_is_written_by_one_rank_and_what_is_counted_once(two):
+    noted = [two.with_name(f"two.{rank}").read_text().splitlines() for rank in range(2)]
+    written = [Counter(name for name in names if re.search(r"(^cache/|/version_\d/).*\.\w+$", name)) for names in noted]
+    assert written[0].keys() & written[1].keys() == set()
+    once = re.compile(r"cache/.*|.*/(class_statistics|prior|round_\d/[^/]*|predictions/.*)\.(csv|png|json)")
+    times = {name: number for name, number in (written[0] + written[1]).items() if once.fullmatch(name)}
+    assert len(times) > 40
+    assert set(times.values()) == {1}
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_self_training_goes_on_within_a_round_on_more_or_fewer_processes(step, one, two):
+    """What it goes on with is the checkpoint's, and what comes of it is what came of one process, but for rounding."""
+    whole = one / "SelfTraining/version_0"
+    go_on(two, f"from_two/{step}", two / f"SelfTraining/version_0/checkpoints/step={step}.ckpt", 1)
+    for begun, went_on, ranks in (
+        (two / "SelfTraining/version_0", two / f"from_two/{step}/version_0", 1),
+        (whole, two / f"from_one/{step}/version_0", 2),
+    ):
+        state = weights(begun, step)
+        number = 1 if step < 2 else 2
+        record = json.loads((begun / f"rounds/round_{number}/round.json").read_text())
+        records = digests(went_on, ranks)
+        for found in records:
+            assert (found["step"], found["first"]) == (step, digest_of(state))
+            assert found["thresholds"] == [math.inf if value is None else value for value in record["thresholds"]]
+            assert found["last"] == records[0]["last"]
+        for path in (begun / f"rounds/round_{number}").iterdir():
+            assert path.read_bytes() == (went_on / f"rounds/round_{number}" / path.name).read_bytes()
+        batches = [[sample for rank in records for sample in rank["batches"][i]["union"]] for i in range(4 - step)]
+        assert batches == [batch["union"] for batch in digests(whole, 1)[0]["batches"][step:]]
+        expected, last = weights(whole, 4), weights(went_on, 4)
+        assert distance(last, expected) < 1e-6 < 1e-4 < distance(last, state)
+        assert not list(went_on.glob("checkpoints/step=5.ckpt"))
+
+
+def test_self_training_goes_on_with_as_many_images_in_a_step_only(one, tmp_path):
+    checkpoint = one / "SelfTraining/version_0/checkpoints/step=3.ckpt"
+    command = ["fit", "--config", write_config(tmp_path, "SelfTraining"), *LIKE_ONE, "--ckpt_path", str(checkpoint)]
+    message = error_of(*command)
+    assert "Its steps had 4 images, those of this run have 2: choose data.batch_size and trainer.accum" in message
+    assert not (tmp_path / "SelfTraining").exists()
+    main([*command, "--trainer.accumulate_grad_batches", "2"])
+    assert (tmp_path / "SelfTraining/version_0/checkpoints/step=4.ckpt").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_twenty_steps_leave_two_processes_alike(method, tmp_path):
-    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    options += [
-        "--model.network.batch_norm",
-        "frozen_statistics",
-        "--trainer.callbacks",
-        "tests.fixtures.stages.Digest",
-    ]
+    options = [*ON_TWO, *FROZEN, *DIGEST]
     if method == "SelfTraining":
         options += ["--model.rounds.epochs_per_round", "5"]  # of two steps
     else:
@@ -127,4 +226,4 @@ def test_twenty_steps_leave_two_processes_alike(method, tmp_path):
     run = tmp_path / method / "version_0"
     with (run / "metrics.csv").open() as file:
         assert max(int(row["step"]) for row in csv.DictReader(file)) >= 19
-    assert len({(run / f"{rank}.sha256").read_text() for rank in range(2)}) == 1
+    assert len({found["last"] for found in digests(run, 2)}) == 1

@@ -15,7 +15,7 @@ ROOMS = [
     ["commands"],
     ["loading"],
     ["cli"],
-    ["resuming", "parser", "trainer_checks"],
+    ["resuming", "parser", "trainer_checks", "shared_batch_norm"],
     ["methods"],
     ["callbacks"],
     ["report"],

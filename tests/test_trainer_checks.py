@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, Timer
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, ModelCheckpoint, Timer
 
 from lightning_uda.methods.base import _usable
 from lightning_uda.trainer_checks import require_callbacks, require_trainer_options
@@ -36,6 +36,18 @@ def test_options_of_a_run_that_trains_are_accepted():
 def test_callbacks_that_expect_another_module_are_refused(kind):
     with pytest.raises(ValueError, match=r"trainer\.callbacks: found .*, which can't be used here; .*"):
         require_callbacks([kind()])
+
+
+@pytest.mark.parametrize("name", ["{step", "best_{val/miou:.1f", "{val/miou:.1q}", "step}"])
+def test_names_of_checkpoints_that_cannot_be_filled_in_are_refused(name):
+    with pytest.raises(
+        ValueError, match=r"ModelCheckpoint\.filename: found '.*', which can't be filled in \(.*\); expected"
+    ):
+        require_callbacks([ModelCheckpoint(filename=name)])
+    for good in ("{step}", "step{step}_{val/miou:.1f}", "last", None):
+        require_callbacks(
+            [ModelCheckpoint(filename=good), ModelCheckpoint(filename=good, auto_insert_metric_name=False)]
+        )
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,9 @@ def step_memory(
     given = {"trainer": module._trainer, "global_means": False, "log_step": _nothing, "_take_back": Tensor.backward}
     for name, value in given.items():
         setattr(twin, name, value)
+    for layer in twin.modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+            layer.eval()  # or it would ask other processes; what it keeps is the same
     meta_batch = tree_map_only(Tensor, _without_numbers, batch)
     used = _Peak([*shapes.values(), *(leaf for leaf in tree_leaves(meta_batch) if isinstance(leaf, Tensor))])
     with used, torch.random.fork_rng(devices=()), torch.compiler.set_stance("force_eager"):

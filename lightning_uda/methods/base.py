@@ -365,7 +365,12 @@ class UDAModule(LightningModule, ABC):
         return optimizer
 
     def on_fit_start(self) -> None:
-        """Says so if the last steps will not be evaluated."""
+        """Says so if the last steps will not be evaluated.
+
+        Raises:
+            ValueError: If layers of timm have lost their activations.
+        """
+        _require_activations(self)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         interval = self.trainer.val_check_interval
         batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
@@ -569,6 +574,17 @@ class UDAModule(LightningModule, ABC):
 
 def _differentiated_by(terms: Sequence[Term]) -> frozenset[str]:
     return frozenset(name for term in terms for name in term.differentiates)
+
+
+def _require_activations(module: nn.Module) -> None:
+    """Checks that no layer that normalises and activates has become one that normalises alone."""
+    for name, layer in module.named_modules():
+        if type(layer) is nn.SyncBatchNorm and any(True for _ in layer.children()):
+            raise ValueError(
+                f"{name}: found a SyncBatchNorm in the place of a layer of timm whose activation is lost: PyTorch's "
+                "conversion takes it for a plain BatchNorm. Give the trainer plugins=[SharedBatchNorm()] of "
+                "lightning_uda.shared_batch_norm, as the command line does, instead of sync_batchnorm=True."
+            )
 
 
 def _usable(optimizer: OptimizerCallable) -> OptimizerCallable:

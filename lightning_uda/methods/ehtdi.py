@@ -81,7 +81,7 @@ class EHTDI(TeacherModule):
         **common: Any,
     ) -> None:
         super().__init__(evaluate=evaluate, **common)
-        self.mixes_streams = crop is None
+        self.mixes_streams = crop is None or crop.size is None
         self.mixed_weight = mixed_weight
         self.paste_mask = paste_mask
         self.crop = crop

@@ -57,18 +57,29 @@ class RoundPlan:
         first, end = self.first_steps[round_number : round_number + 2]
         return first * self.images_per_step, end * self.images_per_step
 
-    def require_same(self, first_steps: Sequence[int]) -> None:
+    def require_same(self, first_steps: Sequence[int], images_per_step: int | None) -> None:
         """Compares the plan with that of a checkpoint; the run may have more rounds or fewer.
+
+        Args:
+            first_steps: That of the checkpoint.
+            images_per_step: Likewise; `None` if the checkpoint doesn't say it.
 
         Raises:
             ValueError: If a round that both have begins or ends at another step.
         """
-        if any(a != b for a, b in zip(first_steps, self.first_steps, strict=False)):
+        if all(a == b for a, b in zip(first_steps, self.first_steps, strict=False)):
+            return
+        found = (
+            f"The checkpoint's rounds begin and end at the steps {list(first_steps)}, those of this run at "
+            f"{list(self.first_steps)}; expected the same, as a round can't change halfway. "
+        )
+        if images_per_step not in (None, self.images_per_step):
             raise ValueError(
-                f"The checkpoint's rounds begin and end at the steps {list(first_steps)}, those of this run at "
-                f"{list(self.first_steps)}; expected the same, as a round can't change halfway. Resume with the same "
-                "data, batch size, accumulation, number of processes, epochs_per_round and source_images."
+                f"{found}Its steps had {images_per_step} images, those of this run have {self.images_per_step}: choose "
+                "data.batch_size and trainer.accumulate_grad_batches so that their product with the number of "
+                f"processes is {images_per_step} again."
             )
+        raise ValueError(f"{found}Resume with the same data, epochs_per_round and source_images.")
 
     def check_last_step(self, max_steps: int) -> None:
         """Compares the plan with the number of steps that the trainer was told to make, and says if that is less.

@@ -175,8 +175,10 @@ class SelfTrainingRounds(Callback):
             self._temporary = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the round's labels lie and what they were made from, its target images, the first steps of all."""
-        return {**self._state, "first_steps": None if self._plan is None else list(self._plan.first_steps)}
+        """Where the round's labels lie and what they were made from, its target images, the plan of all rounds."""
+        plan = self._plan
+        first_steps, images = (None, None) if plan is None else (list(plan.first_steps), plan.images_per_step)
+        return {**self._state, "first_steps": first_steps, "images_per_step": images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them for a run that resumes; evaluation needs nothing of it.
@@ -185,7 +187,7 @@ class SelfTrainingRounds(Callback):
             ValueError: If the rounds of the checkpoint begin and end at other steps than those of this run.
         """
         if self._plan is not None and state_dict["first_steps"] is not None:
-            self._plan.require_same(state_dict["first_steps"])
+            self._plan.require_same(state_dict["first_steps"], state_dict.get("images_per_step"))
             self._state = {name: state_dict[name] for name in _NO_LABELS}
 
     def _make_plan(self, trainer: pl.Trainer, data: UDADataModule) -> RoundPlan:

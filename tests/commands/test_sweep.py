@@ -312,6 +312,7 @@ def test_shipped_sweeps_are_parsed_and_name_their_commands(path, last, capsys, m
             assert float(found) == value
 
 
+@pytest.mark.usefixtures("wandb_anew")
 def test_the_command_of_a_shipped_sweep_trains_as_the_agent_of_wandb_calls_it(config, tmp_path, monkeypatch):
     content = yaml.safe_load((ROOT / "configs/sweeps/minicity_seeds.yaml").read_text())
     place = Path("configs/experiment/minicity/dacs.yaml")

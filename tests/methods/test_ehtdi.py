@@ -3,6 +3,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_uda.callbacks import EMATeacher
+from lightning_uda.data.dataset import DatasetError
+from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.methods import EHTDI
 from lightning_uda.mixing import ClassMask, paste_mask_of
 from lightning_uda.networks.base import Classifier, Outputs
@@ -129,6 +131,14 @@ def run(seed=0, steps=3, data=None, **options):
     trainer = Trainer(max_steps=steps, log_every_n_steps=1, **QUIET)
     trainer.fit(module, datamodule=data or tiny_data(val=None))
     return torch.cat([p.detach().flatten() for p in module.student.parameters()]), trainer.logged_metrics, module
+
+
+@pytest.mark.parametrize("crop", [None, RandomResizedCrop(None)])
+def test_streams_of_different_sizes_are_refused_unless_crops_bring_them_to_one(crop):
+    data = tiny_data(val=None, target_transform=TrainTransform(crop=(12, 16)))
+    with pytest.raises(DatasetError, match=r"EHTDI mixes images of its streams, so they must have one size: found"):
+        run(steps=1, data=data, crop=crop)
+    run(steps=1, data=data)
 
 
 def test_the_seed_decides_the_run():

@@ -14,6 +14,11 @@ def test_the_plan_of_rounds():
 def test_rounds_that_a_checkpoint_knows_must_be_the_same():
     plan = RoundPlan.of([5, 5], 2, 2)
     for same in ([0, 5, 10], [0, 5], [0, 5, 10, 15]):
-        plan.require_same(same)
-    with pytest.raises(ValueError, match=r"begin and end at the steps \[0, 6\], those of this run at \[0, 5, 10\]"):
-        plan.require_same([0, 6])
+        plan.require_same(same, 2)
+    for images in (2, None):
+        with pytest.raises(
+            ValueError, match=r"at the steps \[0, 6\], those of this run at \[0, 5, 10\].* the same data,"
+        ):
+            plan.require_same([0, 6], images)
+    with pytest.raises(ValueError, match=r"Its steps had 4 images, those of this run have 2: choose .* is 4 again"):
+        plan.require_same([0, 3, 6], 4)
