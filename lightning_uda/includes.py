@@ -94,8 +94,8 @@ def require_class_keys(node: Any, place: str = "") -> None:
     beside = [key for key in node if key not in _OF_A_CLASS] if "class_path" in node else []
     if beside:
         raise MendableError(
-            f"{where}found {beside[0]!r} beside class_path: {name}; expected init_args alone, below which the arguments "
-            "of a class stand."
+            f"{where}found {beside[0]!r} beside class_path: {name}; expected init_args alone, below which the "
+            "arguments of a class stand."
         )
     for key, value in node.items():
         require_class_keys(value, place if key == "init_args" else f"{place}.{key}".lstrip("."))
