@@ -74,25 +74,28 @@ def resolve(node: Any, folder: Path, load: Callable[[str], Any], above: tuple[Pa
 
 
 def require_class_keys(node: Any, place: str = "") -> None:
-    """Checks that nothing stands beside the name of a class but its arguments, which stand below `init_args`.
+    """Checks that each class has a name, and nothing stands beside it but its arguments, which are below `init_args`.
 
     Args:
         node: Content of a file, or of a part of it.
         place: Names on the way to it, such as "model.network".
 
     Raises:
-        MendableError: If something else does. (After a ValueError the parser would go on to the next reading.)
+        MendableError: If that isn't so. (After a ValueError the parser would go on to the next reading.)
     """
     if isinstance(node, list):
         for item in node:
             require_class_keys(item, place)
     if not isinstance(node, Mapping):
         return
+    where, name = f"{place}: " if place else "", node.get("class_path", "none")
+    if not isinstance(name, str) or not name.strip():
+        raise MendableError(f"{where}found class_path: {name!r}; expected the name of a class.")
     beside = [key for key in node if key not in _OF_A_CLASS] if "class_path" in node else []
     if beside:
         raise MendableError(
-            f"{f'{place}: ' if place else ''}found {beside[0]!r} beside class_path: {node['class_path']}; "
-            "expected init_args alone, below which the arguments of a class stand."
+            f"{where}found {beside[0]!r} beside class_path: {name}; expected init_args alone, below which the "
+            "arguments of a class stand."
         )
     for key, value in node.items():
         require_class_keys(value, place if key == "init_args" else f"{place}.{key}".lstrip("."))

@@ -88,7 +88,9 @@ def explained(message: str, roots: Mapping[str, type]) -> str:
     nearest = did_you_mean(str(value).rpartition(".")[2], _choices(hint))
     why = [text.rstrip(".") for text in mistake.what if not text.startswith(("Expected", "Import path", "Unexpected"))]
     because = f"({why[0]}.)" if why and isinstance(value, str) and "." in value else ""
-    text = f"{path}: found {'null' if value is None else repr(value)}; expected {expected}."
+    found = "null" if value is None else repr(value)
+    found = found if len(found) <= _LENGTH // 2 else f"{found[: _LENGTH // 2]} ..."  # a whole group of settings
+    text = f"{path}: found {found}; expected {expected}."
     return " ".join(filter(None, [text, nearest, because]))
 
 

@@ -163,6 +163,23 @@ def test_arguments_beside_a_class_are_told_where_they_belong(content, place, cap
     assert "error: found 'lr' beside class_path: SGD; expected init_args alone, below" in error_of(*DACS, *option)
 
 
+@pytest.mark.parametrize("name", ["''", "3", "null", "[]"])
+def test_a_class_without_a_name_is_told(name, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"data: {{init_args: {{eval_transform: {{class_path: {name}}}}}}}")
+    message = error_of(*DACS, "--config", str(tmp_path / "own.yaml"))
+    assert message.startswith("error: data.eval_transform: found class_path: ")
+    assert "; expected the name of a class." in message
+
+
+def test_of_a_whole_group_of_settings_the_beginning_is_shown(parser, capsys, tmp_path):
+    (tmp_path / "own.yaml").write_text("include: minicity/dacs\ndata: {init_args: {eval_transform: ''}}\n")
+    with pytest.raises(SystemExit):
+        parser.parse_args(with_paths(["fit", "--config", str(tmp_path / "own.yaml")]))
+    printed = capsys.readouterr().err
+    assert "expected a mapping of the arguments of EvalTransform (resize, interpolation, labels)." in printed
+    assert len(printed) < 330
+
+
 @pytest.mark.parametrize(
     ("words", "named"), [("fit", "no --config"), ("predict", "no --config"), ("fit --data minicity", "no --model")]
 )

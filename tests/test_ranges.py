@@ -281,8 +281,13 @@ def bad_configs(draw, bases):
     return row, path, copy.deepcopy(value)
 
 
-def try_configs(bases, number, tmp_path_factory):
+def try_configs(bases, number, folder):
     """Trains a step by generated configs, and requires that each is refused in time or trains.
+
+    Args:
+        bases: Experiments by name.
+        number: How many configs.
+        folder: Where they run, one after the other.
 
     Returns:
         How many were refused, and how many trained.
@@ -294,7 +299,7 @@ def try_configs(bases, number, tmp_path_factory):
     @given(bad_configs(bases))
     def attempt(case):
         row, path, value = case
-        outcome = outcome_of(changed(bases[row], path, value), tmp_path_factory.mktemp("bad"))
+        outcome = outcome_of(changed(bases[row], path, value), folder)
         counts[outcome.kind] += 1
         if outcome.kind not in ("refused", "trained"):
             faults.append((outcome.kind, row, ".".join(map(str, path)), value, outcome.message[-500:]))
@@ -306,20 +311,19 @@ def try_configs(bases, number, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_five_hundred_generated_configs_are_refused_or_train(tmp_path_factory):
-    refused, trained = try_configs({row: on_minicity(row) for row in MINICITY}, 500, tmp_path_factory)
+def test_five_hundred_generated_configs_are_refused_or_train(tmp_path):
+    refused, trained = try_configs({row: on_minicity(row) for row in MINICITY}, 500, tmp_path)
     assert refused + trained >= 500
     assert refused > 300
 
 
 @pytest.mark.slow
-def test_so_are_five_hundred_of_all_benchmarks_with_all_defaults_written_out(tmp_path_factory):
-    top = tmp_path_factory.mktemp("datasets")
-    camvid, benchmarks = make_camvid(top), make_benchmarks(top)
+def test_so_are_five_hundred_of_all_benchmarks_with_all_defaults_written_out(tmp_path):
+    camvid, benchmarks = make_camvid(tmp_path), make_benchmarks(tmp_path)
     bases = {row: written_out(row, camvid, benchmarks) for row in WRITTEN_OUT}
     for row, content in bases.items():
-        outcome = outcome_of(content, tmp_path_factory.mktemp("good"))
+        outcome = outcome_of(content, tmp_path)
         assert outcome.kind == "trained", f"{row}: {outcome}"
-    refused, trained = try_configs(bases, 500, tmp_path_factory)
+    refused, trained = try_configs(bases, 500, tmp_path)
     assert refused + trained >= 500
     assert refused > 300
