@@ -192,8 +192,8 @@ class UDACLI(LightningCLI):
         Raises:
             CheckpointError: If it is damaged. `fit` goes on from the one before, if that is whole.
             FileNotFoundError: If there is no config of a name, or no such checkpoint.
-            ValueError: If the trainer's options are no mapping, the run has no name or place, or `weights_only` is to be
-                switched off.
+            ValueError: If the trainer's options are no mapping, the run has no name or place, or `weights_only` is to
+                be switched off.
         """
         words = sys.argv[1:] if args is None else args
         super().parse_arguments(parser, with_paths(words) if isinstance(words, list) else words)
