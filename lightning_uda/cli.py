@@ -193,7 +193,8 @@ class UDACLI(LightningCLI):
         Raises:
             CheckpointError: If it is damaged. `fit` goes on from the one before, if that is whole.
             FileNotFoundError: If there is no config of a name, or no such checkpoint.
-            ValueError: If the trainer's options are no mapping, or `weights_only` is to be switched off.
+            ValueError: If the trainer's options are no mapping, the run has no name or place, or `weights_only` is to
+                be switched off.
         """
         words = sys.argv[1:] if args is None else args
         super().parse_arguments(parser, with_paths(words) if isinstance(words, list) else words)
@@ -208,6 +209,9 @@ class UDACLI(LightningCLI):
             raise ValueError(
                 "weights_only: found false, but checkpoints are read without running code of theirs. Leave it out."
             )
+        for name in ("name", "output"):
+            if run[name] is None:
+                raise ValueError(f"{name}: found null; expected a text. Leave it out for its default.")
         require_run_name(run["name"], "name")
         if not isinstance(run["seed_everything"], bool):
             require(SEED, run["seed_everything"], "seed_everything")

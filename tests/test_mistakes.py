@@ -171,6 +171,13 @@ def test_a_class_without_a_name_is_told(name, tmp_path):
     assert "; expected the name of a class." in message
 
 
+@pytest.mark.parametrize("name", ["name", "output"])
+def test_a_run_without_name_or_place_is_told(name, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"{name}: null\n")
+    message = error_of(*DACS, "--config", str(tmp_path / "own.yaml"))
+    assert message.startswith(f"error: {name}: found null; expected a text. Leave it out for its default.")
+
+
 def test_of_a_whole_group_of_settings_the_beginning_is_shown(parser, capsys, tmp_path):
     (tmp_path / "own.yaml").write_text("include: minicity/dacs\ndata: {init_args: {eval_transform: ''}}\n")
     with pytest.raises(SystemExit):
