@@ -31,13 +31,21 @@ def _said(error: BaseException) -> str:
 def explained(error: BaseException) -> str | None:
     """What an error of torch's means to the user; `None` where that isn't known.
 
-    Known are memory that is full, of a GPU or of the machine, and another process of the run that is gone.
+    Known are memory that is full, of a GPU or of the machine, images that are too small for the network, and another
+    process of the run that is gone.
     """
     if type(error).__name__ == "OutOfMemoryError":
         return f"error: The GPU's memory is full. {LESS_MEMORY}\n({str(error).splitlines()[0]})"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return f"error: The machine's memory is full. {LESS_MEMORY}\n({_said(error).splitlines()[0]})"
+    if is_of_small_images(error):
+        return f"error: Images are too small for the network; give larger ones or crops.\n({_said(error).strip()})"
     return _LOST_PROCESS if is_of_lost_process(error) else None
+
+
+def is_of_small_images(error: BaseException) -> bool:
+    """Whether an error is that of a layer whose kernel, or padding, is larger than what is left of an image."""
+    return any(text in str(error) for text in _TOO_SMALL)
 
 
 def is_of_lost_process(error: BaseException) -> bool:
@@ -45,6 +53,7 @@ def is_of_lost_process(error: BaseException) -> bool:
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in str(error)
 
 
+_TOO_SMALL = ("Kernel size can't be greater than actual input size", "Padding size should be less than")
 _LOST_PROCESS = (
     "error: Another process of this run has ended, or can't be reached, so that this one ends too. What it said tells "
     "why; if it said nothing, it was killed, as a rule because memory ran out.\n"

@@ -543,6 +543,24 @@ def all_memory_of_a_gpu():
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--data.eval_transform.resize=[5,16]", "error: data.eval_transform.resize: found [5, 16], too small for the "),
+        ("--data.source_transform.crop=[5,16] --data.target_transform.crop=[5,16]", "error: Images are too small for "),
+    ],
+)
+def test_images_that_are_too_small_for_the_network_are_refused(options, said, tmp_path):
+    config = write_config(tmp_path, "SourceOnly")
+    network = "--model.network tests.fixtures.tiny.LargeKernel"
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", config, *network.split(), *options.split()])
+    assert str(end.value).startswith(said)
+    assert "Kernel size: (9 x 9). Kernel size can't be greater than actual input size" in str(end.value)
+    assert not (tmp_path / "SourceOnly").exists()
+    main(["fit", "--config", config, *network.split(), "--data.eval_transform.resize=[7,16]"])
+
+
+@pytest.mark.parametrize(
     ("whose", "fill", "said"),
     [
         ("GPU", all_memory_of_a_gpu, "CUDA out of memory. Tried to allocate 20 GiB."),

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from lightning_uda.__main__ import main
+from lightning_uda.files import locked
 from lightning_uda.metrics import iou_per_class, mean_iou, read_confusion
 from tests.fixtures.processes import run_ranks
 from tests.fixtures.stages import (
@@ -115,24 +117,37 @@ def test_scores_near_borders_stand_in_all_that_a_run_and_its_report_show(tmp_pat
     assert values(plain, "val/miou") == values(runs["validate"], "val/miou")
 
 
+def made_once(tmp_path_factory, name, make):
+    """A folder that one of the processes that run tests makes, for all of them."""
+    top = tmp_path_factory.getbasetemp()
+    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / name
+    with locked(folder.with_name(f"{name}.lock")):
+        if not folder.exists():
+            folder.mkdir()
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """Folder of runs of one process: DSP, and self-training with as many images in a step as two processes have."""
-    folder = tmp_path_factory.mktemp("runs") / "one"
-    folder.mkdir()
-    for method, options in {"DSP": FROZEN, "SelfTraining": [*LIKE_ONE, "--data.batch_size", "4"]}.items():
-        main(["fit", "--config", write_config(folder, method), *options, *DIGEST])
-    return folder
+
+    def make(folder):
+        for method, options in {"DSP": FROZEN, "SelfTraining": [*LIKE_ONE, "--data.batch_size", "4"]}.items():
+            main(["fit", "--config", write_config(folder, method), *options, *DIGEST])
+
+    return made_once(tmp_path_factory, "one", make)
 
 
 @pytest.fixture(scope="module")
-def two(one):
+def two(one, tmp_path_factory):
     """Folder of runs of two processes, of all methods."""
-    folder = one.with_name("two")
-    folder.mkdir()
-    ended = run_ranks(2, run_all_on_two, folder)
-    assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr[-5000:]
-    return folder
+
+    def make(folder):
+        ended = run_ranks(2, run_all_on_two, folder)
+        assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr[-5000:]
+
+    return made_once(tmp_path_factory, "two", make)
 
 
 def digests(run, ranks):

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_uda.errors import LESS_MEMORY
+from lightning_uda.networks.base import without_numbers
 from lightning_uda.precision import MetaAutocast
 
 _log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def step_memory(
         Exception: Of any kind, where the step needs numbers and not only shapes.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    shapes = {id(tensor): _without_numbers(tensor) for tensor in tensors}
+    shapes = {id(tensor): without_numbers(tensor) for tensor in tensors}
     twin = copy.deepcopy(module, dict(shapes))
     given = {"trainer": module._trainer, "global_means": False, "log_step": _nothing, "_take_back": Tensor.backward}
     for name, value in given.items():
@@ -120,7 +121,7 @@ def step_memory(
     for layer in twin.modules():
         if isinstance(layer, nn.SyncBatchNorm):
             layer.eval()  # or it would ask other processes; what it keeps is the same
-    meta_batch = tree_map_only(Tensor, _without_numbers, batch)
+    meta_batch = tree_map_only(Tensor, without_numbers, batch)
     used = _Peak([*shapes.values(), *(leaf for leaf in tree_leaves(meta_batch) if isinstance(leaf, Tensor))])
     with used, torch.random.fork_rng(devices=()), torch.compiler.set_stance("force_eager"):
         with MetaAutocast(half):
@@ -159,11 +160,6 @@ class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _forget(self, size: int) -> None:
         self._live -= size
-
-
-def _without_numbers(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _states_of(optimizer: torch.optim.Optimizer, shapes: Mapping[int, Tensor]) -> Sequence[Tensor]:

@@ -21,11 +21,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_uda.checkpoints import CheckpointError, require_resumable
 from lightning_uda.data.datamodule import UDADataModule
+from lightning_uda.errors import is_of_small_images
 from lightning_uda.files import NOTES_FILE, STOPPED_EARLY, read_text
 from lightning_uda.inference import Inference, WholeImage
 from lightning_uda.label_spaces import get_label_space
 from lightning_uda.metrics import Confusion, Scoring, in_scope, iou_per_class, mean_column, mean_iou
-from lightning_uda.networks.base import SegmentationNetwork, compiled_in_place, parameter_group
+from lightning_uda.networks.base import SegmentationNetwork, compiled_in_place, parameter_group, without_numbers
 from lightning_uda.networks.checkpoints import start_from
 from lightning_uda.networks.weights import require_finite
 from lightning_uda.optim import Poly, Schedule, describe_updates, require_finite_states, require_state_fits
@@ -282,7 +283,11 @@ class UDAModule(LightningModule, ABC):
             self.require_steps(self.trainer.max_steps)
             self.require_what_terms_need()
         data = getattr(self.trainer, "datamodule", None)
-        if stage != "fit" or not isinstance(data, UDADataModule):
+        if not isinstance(data, UDADataModule):
+            return
+        if data.eval_transform.resize is not None:
+            self._require_evaluable(data.eval_transform.resize)
+        if stage != "fit":
             return
         parts: list[UDAModule | Term] = [self, *(cast(Term, term) for term in self.terms.values())]
         for part in parts:
@@ -291,6 +296,21 @@ class UDAModule(LightningModule, ABC):
                     f"data.batch_size: found {data.batch_size}, but {type(part).__name__} needs {part.min_batch_size} "
                     "images of each stream in a batch of a process. Raise the batch size, or leave that part out."
                 )
+
+    def _require_evaluable(self, size: Size) -> None:
+        """Evaluates an image of a size on a copy without numbers; what else may go wrong there is left for later."""
+        network = self.evaluated_network()
+        tensors = [*network.parameters(), *network.buffers()]
+        twin = copy.deepcopy(network, {id(tensor): without_numbers(tensor) for tensor in tensors}).eval()
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                self.inference(twin, torch.empty(1, 3, *size, device="meta"), size)
+        except Exception as error:
+            if is_of_small_images(error):
+                raise ValueError(
+                    f"data.eval_transform.resize: found {list(size)}, too small for the network; give a larger height "
+                    f"and width. ({error})"
+                ) from error
 
     def require_steps(self, max_steps: int) -> None:
         """Checks that training has an end.

@@ -325,3 +325,9 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 def _weights_were_loaded(network: SegmentationNetwork, _: object) -> None:
     network.random_weights = False
+
+
+def without_numbers(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and kind on PyTorch's device "meta", which takes no memory; weights stay weights."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
