@@ -111,7 +111,7 @@ def test_rounds_name_every_part(path, tmp_path):
     alone = model_of("--model", "SelfTraining", "--model.rounds", path)["rounds"]
     assert model_of("--model", tmp_path / "other.yaml", "--model.rounds", path)["rounds"] == alone
     named = yaml.safe_load(path.read_text())["init_args"]
-    assert {*OTHER_ROUNDS["init_args"]} == {*named} == {*alone["init_args"]} - {"accuracy"}
+    assert {*OTHER_ROUNDS["init_args"]} == {*named} == {*alone["init_args"]} - {"accuracy", "stored_bits"}
 
 
 @pytest.mark.parametrize("path", self_training_rows())
