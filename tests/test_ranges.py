@@ -143,6 +143,7 @@ LISTED = [
     ("dacs", (*OPTIMIZER, "lr"), math.inf, "lr: found inf"),
     ("dacs", (*OPTIMIZER, "weight_decay"), math.nan, "Invalid weight_decay value: nan"),
     ("dacs", (*MODEL, "optimizer"), None, "optimizer: found null"),
+    ("dacs", (*MODEL, "pixel_weighting"), None, "pixel_weighting: found null"),
     ("dacs", ("trainer",), [0, 0], "trainer: found [0, 0]; expected a mapping of the arguments of Trainer"),
     ("dsp", (*MODEL, "feature_alignment", "init_args", "weight"), -1.0, "weight: found -1"),
     ("dsp", (*MODEL, "feature_alignment", "init_args", "weight"), math.nan, "weight: found nan"),

@@ -10,6 +10,7 @@ import torch
 from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, PasteMask, paste
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting, unpasted_mean
+from lightning_uda.ranges import ranged
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.translation import StrongAugmentation, Translation
 
@@ -34,6 +35,7 @@ class DACS(TeacherModule):
     views = ("source", "mixed", "mixed_weak", "target")
     mixes_streams = True
 
+    @ranged()
     def __init__(
         self,
         *,

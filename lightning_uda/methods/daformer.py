@@ -15,6 +15,7 @@ from lightning_uda.data.margins import VALID
 from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, PasteMask, paste
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting, unpasted_mean
+from lightning_uda.ranges import ranged
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import FeatureDistance
 from lightning_uda.translation import StrongAugmentation, Translation
@@ -41,6 +42,7 @@ class DAFormer(TeacherModule):
     views: Sequence[str] = ("source", "mixed", "mixed_weak", "target")
     mixes_streams = True
 
+    @ranged()
     def __init__(
         self,
         *,

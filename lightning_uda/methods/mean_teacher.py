@@ -8,6 +8,7 @@ import torch
 
 from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.pseudo_labels import BatchConfidence, PixelWeighting
+from lightning_uda.ranges import ranged
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.translation import StrongAugmentation, Translation
 
@@ -26,6 +27,7 @@ class MeanTeacher(TeacherModule):
     streams = ("source", "target")
     views = ("source", "target", "target_weak")
 
+    @ranged()
     def __init__(
         self,
         *,

@@ -12,6 +12,7 @@ from lightning_uda.callbacks.alignment_prior import AlignmentPrior
 from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.mixing import ClassMask, PasteMask, paste
 from lightning_uda.pseudo_labels import BatchConfidence, DistributionAlignment, PixelWeighting
+from lightning_uda.ranges import ranged
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.translation import StrongAugmentation, Translation
 
@@ -36,6 +37,7 @@ class NaiveClassMix(TeacherModule):
     views = ("source", "mixed", "mixed_weak")
     min_batch_size = 2
 
+    @ranged()
     def __init__(
         self,
         *,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_uda.methods.base import UDAModule
 from lightning_uda.optim import Constant, Schedule
+from lightning_uda.ranges import ranged
 from lightning_uda.resize import size_of, upsample
 from lightning_uda.self_training.losses import HardLabels, SelfTrainingLoss
 from lightning_uda.self_training.rounds import SelfTrainingRounds
@@ -45,6 +46,7 @@ class SelfTraining(UDAModule):
     views = ("union",)
     sets_steps = True
 
+    @ranged()
     def __init__(
         self,
         *,
@@ -113,6 +115,7 @@ class SelfTraining(UDAModule):
 class _PerRound(Schedule):
     """A schedule times the factor of the round."""
 
+    @ranged()
     def __init__(self, schedule: Schedule, rounds: SelfTrainingRounds) -> None:
         self.schedule = schedule
         self.rounds = rounds

@@ -12,6 +12,7 @@ from lightning_uda.callbacks.ema_teacher import EMATeacher
 from lightning_uda.methods.daformer import DAFormer
 from lightning_uda.methods.teacher import TeacherModule
 from lightning_uda.pseudo_labels import ClassWeighting
+from lightning_uda.ranges import ranged
 from lightning_uda.step import Labels, Step, to_float
 from lightning_uda.terms import Pull
 from lightning_uda.translation import BlendJitter, FourierTranslation, Translation
@@ -41,6 +42,7 @@ class T2SDA(DAFormer):
 
     views = (*DAFormer.views, "pseudo_target")
 
+    @ranged()
     def __init__(
         self,
         *,
@@ -122,6 +124,7 @@ class T2SDAGeneralization(TeacherModule):
 
     views = ("source", "pseudo_target")
 
+    @ranged()
     def __init__(
         self,
         *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_uda.ranges import ranged
 from lightning_uda.step import Labels, Step, Term, to_float
 
 
@@ -18,6 +19,7 @@ class Supervised(Term):
         weight: Factor of the loss.
     """
 
+    @ranged()
     def __init__(self, of: str = "labelled_target", weight: float = 1.0) -> None:
         super().__init__(weight)
         self.of = of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_uda.ranges import ranged
 from lightning_uda.step import Step, Term, to_float
 from lightning_uda.translation import FourierTranslation, Translation
 
@@ -23,6 +24,7 @@ class Translated(Term):
         weight: Factor of the loss.
     """
 
+    @ranged()
     def __init__(
         self,
         of: str = "source",
