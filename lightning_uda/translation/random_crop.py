@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uda.ranges import COUNT, SCALE, SHARE_NOT_ZERO, SIDE, ranged
@@ -121,12 +120,17 @@ def crop_images(image: Tensor, boxes: Boxes, size: Size) -> Tensor:
     Returns:
         float32 (N, C, *size) in [0, 1].
     """
-    crops = (
-        part[:, top : top + height, left : left + width]
-        for part, (top, left, height, width) in zip(image, boxes.tolist(), strict=True)
+    position = np.concatenate([_linear(boxes, axis, wanted) for axis, wanted in enumerate(size)], axis=1)
+    corners = np.stack([np.floor(position), np.ceil(position)]).astype(np.int64)
+    first, last = torch.from_numpy(corners).to(image.device, non_blocking=True)
+    weight = torch.from_numpy((position - corners[0]).astype(np.float32)).to(image.device, non_blocking=True)
+    top, bottom, down = (part[:, : size[0]] for part in (first, last, weight))
+    left, right, across = (part[:, size[0] :] for part in (first, last, weight))
+    upper, lower = (
+        _pixels(image, rows, left).float().lerp_(_pixels(image, rows, right).float(), across[:, None, None])
+        for rows in (top, bottom)
     )
-    resized = (F.interpolate(crop.float().unsqueeze(0), size, mode="bilinear", align_corners=False) for crop in crops)
-    cropped = torch.cat([*resized])
+    cropped = upper.lerp_(lower, down[:, None, :, None])
     return cropped if image.is_floating_point() else cropped.div_(255)
 
 
@@ -143,8 +147,14 @@ def crop_labels(mask: Tensor, boxes: Boxes, size: Size) -> Tensor:
     """
     position = np.concatenate([_nearest(boxes, axis, wanted) for axis, wanted in enumerate(size)], axis=1)
     nearest = torch.from_numpy(position).to(mask.device, non_blocking=True)
-    count = torch.arange(len(mask), device=mask.device)
-    return mask[count[:, None, None], nearest[:, : size[0], None], nearest[:, None, size[0] :]]
+    return _pixels(mask.unsqueeze(1), nearest[:, : size[0]], nearest[:, size[0] :]).squeeze(1)
+
+
+def _linear(boxes: Boxes, axis: int, wanted: int) -> npt.NDArray[np.float64]:
+    """Where each of `wanted` pixels lies along an axis of the image: its centre, clamped to the box; (N, wanted)."""
+    start, length = boxes[:, axis, None], boxes[:, 2 + axis, None]
+    position = (np.arange(wanted) + 0.5) * (length / wanted) - 0.5
+    return np.asarray(start + np.clip(position, 0, length - 1))
 
 
 def _nearest(boxes: Boxes, axis: int, wanted: int) -> Boxes:
@@ -152,3 +162,9 @@ def _nearest(boxes: Boxes, axis: int, wanted: int) -> Boxes:
     start, length = boxes[:, axis, None], boxes[:, 2 + axis, None]
     step = 1 / (wanted / length)  # not length / wanted, which is another number now and then
     return np.asarray(start + np.minimum(np.arange(wanted) * step, length - 1).astype(np.int64))
+
+
+def _pixels(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Picks rows (N, h) and columns (N, w) of each map, the same of all its channels: (N, C, H, W) to (N, C, h, w)."""
+    count, channels = (torch.arange(n, device=maps.device) for n in maps.shape[:2])
+    return maps[count[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None]]
