@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
+from torch.distributed import is_torchelastic_launched
 
 import lightning_uda.callbacks
 import lightning_uda.datasets
@@ -313,14 +314,15 @@ class UDACLI(LightningCLI):
         return kind(*args, **kwargs)
 
     def _go_on(self) -> str:
-        """The command that goes on with the run."""
+        """The command that goes on with the run; torchrun's own options aren't known here."""
         kept, words = [], iter(self.arguments)
         for word in words:
             if word == "--ckpt_path":
                 next(words, None)
             elif word != "--resume" and not word.startswith("--ckpt_path="):
                 kept.append(word)
-        return shlex.join(["lightning-uda", *kept, "--ckpt_path", "last"])
+        start = "torchrun ... -m lightning_uda" if is_torchelastic_launched() else "lightning-uda"
+        return f"{start} {shlex.join([*kept, '--ckpt_path', 'last'])}"
 
     def _usable(self, path: Path, command: str) -> Found:
         """A checkpoint, or the one before where it is damaged and training goes on from it."""

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args, get_type_hints
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, ModelCheckpoint, Timer
+from torch import Tensor
 
 from lightning_uda.errors import did_you_mean
 from lightning_uda.methods import UDAModule
@@ -116,7 +117,9 @@ def require_callbacks(callbacks: Sequence[Callback]) -> None:
 
 
 def require_monitored(module: UDAModule, callbacks: Sequence[Callback]) -> None:
-    """Checks that the scores that callbacks watch are there, where nothing but the package's own parts gives any.
+    """Checks that the scores that callbacks watch, or name files by, are there.
+
+    Of a module or callback that isn't the package's own it isn't known what it logs, so that all is accepted then.
 
     Raises:
         ValueError: If one isn't.
@@ -127,8 +130,12 @@ def require_monitored(module: UDAModule, callbacks: Sequence[Callback]) -> None:
     columns = [mean_column(), *map(mean_column, space.subsets), *map(iou_column, space.classes)]
     there = [f"val/{in_scope(column, scope)}" for scope in scopes for column in columns]
     for callback in callbacks:
+        named: dict[str, Tensor] = {}
+        if isinstance(callback, ModelCheckpoint):
+            callback.format_checkpoint_name(named)  # puts a zero in for each score that it doesn't find
         watched = cast(str | None, getattr(callback, "monitor", None))
-        if watched is None or watched in (*there, "epoch", "step") or watched.startswith(("train/", "rounds/")):
-            continue
-        hint = did_you_mean(watched, there) or f"Scores are {there[0]}, {there[-1]} and the like."
-        raise ValueError(f"{type(callback).__name__}.monitor: found {watched!r}, which nothing logs. {hint}")
+        for argument, name in [("monitor", watched), *(("filename", name) for name in named)]:
+            if name is None or name in (*there, "epoch", "step") or name.startswith(("train/", "rounds/")):
+                continue
+            hint = did_you_mean(name, there) or f"Scores are {there[0]}, {there[-1]} and the like."
+            raise ValueError(f"{type(callback).__name__}.{argument}: found {name!r}, which nothing logs. {hint}")

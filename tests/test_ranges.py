@@ -187,6 +187,12 @@ LISTED = [
         "val/mIoU",
         "ModelCheckpoint.monitor: found 'val/mIoU', which nothing logs. Did you mean val/miou?",
     ),
+    (
+        "dacs",
+        ("trainer", "callbacks", 1, "init_args", "filename"),
+        "best_step{step}_miou{val/mIoU:.1f}",
+        "ModelCheckpoint.filename: found 'val/mIoU', which nothing logs. Did you mean val/miou?",
+    ),
 ]
 
 

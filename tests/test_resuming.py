@@ -454,6 +454,7 @@ def test_torchrun_starts_one_run_that_a_signal_stops_and_that_goes_on(tmp_path):
     assert first.returncode != 0
     run = tmp_path / "stopped/DACS/version_0"
     assert "Stopped by SIGTERM, after step 3 of 4." in first.stdout, first.stderr
+    assert "torchrun ... -m lightning_uda fit --config" in first.stdout
     assert read_checkpoint(run / "checkpoints/stopped.ckpt")["global_step"] == 3
     again = subprocess.run([*torchrun, *command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
