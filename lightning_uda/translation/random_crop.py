@@ -142,7 +142,7 @@ def _crop_on_cpu(image: Tensor, boxes: Boxes, size: Size) -> Tensor:
     """`_crop` in a twentieth of the time, by OpenCV itself."""
     import cv2  # only where it is needed, as it takes long to import
 
-    cropped = torch.empty(*image.shape[:2], *size)
+    cropped = torch.empty(*image.shape[:2], *size, dtype=torch.float32)
     for results, channels, (top, left, height, width) in zip(cropped.numpy(), image, boxes, strict=True):
         for result, patch in zip(results, channels[:, top : top + height, left : left + width], strict=True):
             cv2.resize(patch.float().numpy(), size[::-1], dst=result, interpolation=cv2.INTER_LINEAR)

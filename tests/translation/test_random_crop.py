@@ -196,3 +196,15 @@ def test_label_maps_of_another_size_are_refused():
     for shape in ((2, 20, 31), (1, 20, 30), (2, 1, 20, 30)):
         with pytest.raises(ValueError, match="one box fits both"):
             RandomResizedCrop()(torch.rand(2, 3, 20, 30), torch.zeros(shape, dtype=torch.uint8), torch.Generator())
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
+def test_a_low_default_precision_changes_nothing(low):
+    batch = torch.rand(2, 3, 12, 16)
+    boxes = np.array([[0, 0, 12, 16], [3, 5, 4, 6]])
+    expected = crop_images(batch, boxes, (8, 8))
+    torch.set_default_dtype(low)
+    try:
+        assert torch.equal(crop_images(batch, boxes, (8, 8)), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
