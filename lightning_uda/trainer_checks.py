@@ -135,7 +135,7 @@ def require_monitored(module: UDAModule, callbacks: Sequence[Callback]) -> None:
             callback.format_checkpoint_name(named)  # puts a zero in for each score that it doesn't find
         watched = cast(str | None, getattr(callback, "monitor", None))
         for argument, name in [("monitor", watched), *(("filename", name) for name in named)]:
-            if name is None or name in (*there, "epoch", "step") or name.startswith(("train/", "rounds/")):
+            if name is None or name in (*there, "epoch", "step") or name.startswith(("train/", "rounds/", "lr-")):
                 continue
             hint = did_you_mean(name, there) or f"Scores are {there[0]}, {there[-1]} and the like."
             raise ValueError(f"{type(callback).__name__}.{argument}: found {name!r}, which nothing logs. {hint}")

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Timer,
+)
 
+from lightning_uda.methods import SourceOnly
 from lightning_uda.methods.base import _usable
-from lightning_uda.trainer_checks import require_callbacks, require_trainer_options
+from lightning_uda.trainer_checks import require_callbacks, require_monitored, require_trainer_options
+from tests.fixtures.tiny import tiny_network
 
 
 @pytest.mark.parametrize(
@@ -48,6 +57,14 @@ def test_names_of_checkpoints_that_cannot_be_filled_in_are_refused(name):
         require_callbacks(
             [ModelCheckpoint(filename=good), ModelCheckpoint(filename=good, auto_insert_metric_name=False)]
         )
+
+
+def test_names_of_checkpoints_may_have_what_is_logged():
+    module = SourceOnly(network=tiny_network(), label_space="camvid")
+    for name in ("{step}_{val/miou:.1f}", "{epoch}_{val/iou_Road}_{train/loss}", "{lr-AdamW:.2e}", "last", None):
+        require_monitored(module, [LearningRateMonitor(), ModelCheckpoint(filename=name)])
+    with pytest.raises(ValueError, match=r"ModelCheckpoint\.filename: found 'val/loss', which nothing logs"):
+        require_monitored(module, [ModelCheckpoint(filename="{step}_{val/loss}")])
 
 
 @pytest.mark.parametrize(
