@@ -5,6 +5,7 @@ from lightning_uda.callbacks.alignment_prior import AlignmentPrior
 from lightning_uda.callbacks.anonymized_train_ids import AnonymizedTrainIds
 from lightning_uda.callbacks.channels_last import ChannelsLast
 from lightning_uda.callbacks.ema_teacher import EMATeacher
+from lightning_uda.callbacks.fast_depthwise import FastDepthwise
 from lightning_uda.callbacks.finite_check import FiniteCheck
 from lightning_uda.callbacks.image_panels import ImagePanels
 from lightning_uda.callbacks.iou_table import IoUTable
@@ -35,6 +36,7 @@ __all__ = [
     "Colors",
     "Confidence",
     "EMATeacher",
+    "FastDepthwise",
     "FiniteCheck",
     "ImagePanels",
     "IoUTable",
