@@ -75,7 +75,7 @@ def run(job: Job, output: Path) -> None:
     _write_json(folder / STAMP, stamp)
     found = figures_of_run(job.grid, folder)
     if found is not None:
-        job.figures.add(job.row, job.point.values, found)
+        job.figures.add(job.row, job.point.values, found, folder)
     if job.analyze:
         of_run = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints/last.ckpt")]
         to = ["--output", str(output / "analysis" / job.point.run)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from lightning_uda.files import locked
+from lightning_uda.report.run_files import read_record
 from lightning_uda.tables import append_row, read_rows
 
 _ABOUT = ("date", "commit", "machine", "torch")
@@ -23,9 +23,9 @@ PointKey = tuple[str, ...]
 class FiguresFile:
     """A CSV file with a line for each finished run of a grid.
 
-    Columns are `row`, `seed` and further axes, then `date`, `commit` (of the current folder's repository, empty without
-    one), `machine` (the GPU's name, or CPU) and `torch`, then the metrics; an empty cell is a metric that had nothing
-    to measure. A line that is deleted is trained again by the next grid.
+    Columns are `row`, `seed` and further axes, then `date`, `commit` (that the run began at, empty outside a
+    repository), `machine` (the GPU's name, or CPU) and `torch`, then the metrics; an empty cell is a metric that had
+    nothing to measure. A line that is deleted is trained again by the next grid.
 
     Args:
         path: The file; made with the first line.
@@ -50,8 +50,8 @@ class FiguresFile:
         """Metrics of a run; `None` if the file has none."""
         return self.figures.get(self._key(row, values))
 
-    def add(self, row: str, values: Mapping[str, Any], figures: Mapping[str, float]) -> dict[str, float]:
-        """Appends the line of a run, unless it is there; safe while other grids append to the same file.
+    def add(self, row: str, values: Mapping[str, Any], figures: Mapping[str, float], folder: Path) -> dict[str, float]:
+        """Appends the line of the run in `folder`, unless it is there; safe while other grids append to the same file.
 
         Returns:
             The figures as the file holds them, rounded to four places, so that tables are the same when they are made
@@ -60,7 +60,7 @@ class FiguresFile:
         point = {"row": row, **{axis: values[axis] for axis in self.axes}}
         with locked(self.path.with_name(f".{self.path.name}.lock")):
             if FiguresFile(self.path, self.axes).find(row, values) is None:
-                append_row(self.path, {**point, **dict(zip(_ABOUT, _about(), strict=True)), **figures})
+                append_row(self.path, {**point, **dict(zip(_ABOUT, _about(folder), strict=True)), **figures})
             self.figures = FiguresFile(self.path, self.axes).figures
         return self.figures[self._key(row, values)]
 
@@ -75,11 +75,7 @@ class FiguresFile:
             raise ValueError(f"{self.path}: row {row['row']}: {error}. Mend the cell, or delete the line.") from error
 
 
-def _about() -> tuple[str, str, str, str]:
-    try:
-        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-        commit = git.stdout.strip()
-    except OSError:  # no git here
-        commit = ""
+def _about(folder: Path) -> tuple[str, str, str, str]:
+    commit = read_record(folder).get("git", "")[:7]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return datetime.now(UTC).strftime("%Y-%m-%d"), commit, machine, torch.__version__

@@ -60,7 +60,7 @@ def run_grid(arguments: list[str]) -> None:
     def record(point: Point, folder: Path) -> None:
         if point.run in figures or (found := figures_of_run(grid, folder)) is None:
             return
-        figures[point.run] = file.add(rows_of[point.run], point.values, found) if file else found
+        figures[point.run] = file.add(rows_of[point.run], point.values, found, folder) if file else found
 
     runner = Runner(grid.name, _left(grid.points, figures), chosen.output, record)
     if chosen.dry_run:

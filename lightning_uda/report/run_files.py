@@ -44,7 +44,7 @@ def read_record(run: Path) -> dict[str, Any]:
     Raises:
         ReportError: If it isn't what `RunRecord` writes.
     """
-    return _mapping(run / RECORD_FILE, versions=dict, data=dict)
+    return _mapping(run / RECORD_FILE, versions=dict, git=str, data=dict)
 
 
 def read_notes(run: Path) -> list[str]:

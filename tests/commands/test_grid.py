@@ -27,6 +27,7 @@ from lightning_uda.commands import runner as module
 from lightning_uda.commands.figures import FiguresFile
 from lightning_uda.commands.grid_file import read_grid
 from lightning_uda.commands.runner import STAMP, Runner, read_stamp
+from lightning_uda.files import RECORD_FILE
 from lightning_uda.metrics import MIOU_NOTE
 from lightning_uda.tables import append_row, read_rows
 from tests.fixtures import stages
@@ -164,7 +165,7 @@ def test_the_table_holds_mean_deviation_and_the_paired_difference(trainings):
 
 
 def test_scores_of_further_scopes_are_metrics(trainings, capsys, monkeypatch):
-    monkeypatch.setattr("lightning_uda.commands.figures._about", lambda: ("2026-01-02", "abc", "CPU", "2.15"))
+    monkeypatch.setattr("lightning_uda.commands.figures._about", lambda _: ("2026-01-02", "abc", "CPU", "2.15"))
     trainings.scopes = {"within_3px_of_borders": -10.0, "beyond_3px_of_borders": 5.0}
     write_grid(metrics=["miou_within_3px_of_borders", "iou_Car_beyond_3px_of_borders"])
     main(["grid", "grid.yaml", "--figures", "figures.csv"])
@@ -237,7 +238,7 @@ def test_a_stopped_grid_goes_on_by_the_same_command(trainings, capsys):
 
 
 def test_each_run_appends_its_figures_and_is_not_trained_again_anywhere(trainings, capsys, monkeypatch):
-    monkeypatch.setattr("lightning_uda.commands.figures._about", lambda: ("2026-01-02", "abc", "CPU", "2.15"))
+    monkeypatch.setattr("lightning_uda.commands.figures._about", lambda _: ("2026-01-02", "abc", "CPU", "2.15"))
     write_grid(metrics=["miou", "train/tail_classes", "minutes"])
     trainings.results["tiny/seed_1/second"] = KeyboardInterrupt
     with pytest.raises(SystemExit) as end:
@@ -267,11 +268,14 @@ def test_each_run_appends_its_figures_and_is_not_trained_again_anywhere(training
 
 
 def test_figures_say_how_they_came_about(tmp_path):
-    FiguresFile(tmp_path / "figures.csv", ("seed",)).add("first", {"seed": 3}, {"miou": 12.34567})
-    (line,) = read_rows(tmp_path / "figures.csv")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"])
-    assert (line["commit"], line["torch"], line["miou"]) == ("", torch.__version__, "12.3457")  # no repository here
-    assert FiguresFile(tmp_path / "figures.csv", ("seed",)).find("first", {"seed": 3}) == {"miou": 12.3457}
+    for seed, record in enumerate(["git: 1a2b3c4d5e6f, 2 files changed\n", "versions: {torch: 2.15.0}\n"]):
+        (tmp_path / RECORD_FILE).write_text(record)
+        FiguresFile(tmp_path / "figures.csv", ("seed",)).add("first", {"seed": seed}, {"miou": 12.34567}, tmp_path)
+    lines = read_rows(tmp_path / "figures.csv")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", lines[0]["date"])
+    assert [line["commit"] for line in lines] == ["1a2b3c4", ""], "the commit that the run began at, outside git none"
+    assert (lines[0]["torch"], lines[0]["miou"]) == (torch.__version__, "12.3457")
+    assert FiguresFile(tmp_path / "figures.csv", ("seed",)).find("first", {"seed": 1}) == {"miou": 12.3457}
 
 
 def test_figures_of_another_grid_are_refused(trainings):
