@@ -257,7 +257,7 @@ def _found(pattern: re.Pattern[str], texts: Iterable[str]) -> str | None:
 def _read(value: str | None) -> tuple[Any, str]:
     """The value that a text tells of, and the name of the option below that was given it."""
     nested = _NESTED.search(value or "")
-    text = nested[2] if nested is not None else value or "None"
+    text = nested[2] if nested is not None else "None" if value is None else value
     with suppress(ValueError, SyntaxError):
         text = ast.literal_eval(text)
     return text, nested[1] if nested is not None else ""

@@ -59,6 +59,7 @@ MINE = r"or one of yours by its import path\)"
         ("--data.source MiniCty", r"data\.source: found 'MiniCty'; .* or null\. Did you mean MiniCity\?"),
         ("--trainer.logger Wandb", r"trainer\.logger: found 'Wandb'; .*, a list of such, .* mean WandbLogger\?"),
         ("--trainer.callbacks+=ImagePanel", r"trainer\.callbacks: found 'ImagePanel'; .* mean ImagePanels\?"),
+        ("--trainer.callbacks=", r"trainer\.callbacks: found ''; .*, a list of such or null\."),
         ("--model.terms.a FeatureMMDD", r"model\.terms\.a: found 'FeatureMMDD'; .* mean FeatureMMD\?"),
         (
             "--model.evaluate techer",
