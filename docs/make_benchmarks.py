@@ -1,10 +1,14 @@
-"""Writes the tables of docs/benchmarks.md from docs/figures/*.csv: `python docs/make_benchmarks.py`.
+"""Writes the tables of docs/benchmarks.md, and scores within sentences, from docs/figures/*.csv.
 
-A block between `<!-- table GRID -->` and `<!-- end -->` is replaced by the tables and orders of a grid.
+`python docs/make_benchmarks.py`. A block between `<!-- table GRID -->` and `<!-- end -->` is replaced by the tables and
+orders of a grid. Between `<!-- score GRID ROW -->` and `<!-- end -->`, here and on the pages of methods, stands the
+mIoU of a row, between `<!-- score GRID ROW - OTHER -->` and `<!-- end -->` its paired difference to another row; a
+further word is another metric. A sign and a deviation are written where the text before has them.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -19,22 +23,37 @@ Rows = Mapping[str, Mapping[tuple[Any, ...], Mapping[str, float]]]
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
+METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SCORE = re.compile(r"(<!-- score (\w+) (\w+)(?: - (\w+))?(?: (\w+))? -->)([^<]*)(<!-- end -->)")
 
 
 def main() -> None:
-    """Rewrites the page."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrites the pages."""
+    for page in (PAGE, *METHOD_PAGES):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
-    """The page with the tables of the committed figures."""
+    """A page with the tables and scores of the committed figures."""
     return with_blocks(text, tables)
 
 
 def with_blocks(text: str, block: Callable[[str], str]) -> str:
-    """A page whose blocks are replaced by what is made of the names of their grids."""
-    return BLOCK.sub(lambda match: match[1] + block(match[2]) + match[3], text)
+    """A page whose blocks are replaced by what is made of the names of their grids, and its scores."""
+    return SCORE.sub(score, BLOCK.sub(lambda match: match[1] + block(match[2]) + match[3], text))
+
+
+def score(match: re.Match[str]) -> str:
+    """A score within a sentence, in the form of the one before."""
+    mark, name, row, other, metric, before, end = match.groups()
+    rows = grid_and_figures(name)[1]
+    compared = {each: rows[each] for each in (row, other) if each}
+    found = score_rows(compared, [metric or "miou"], other or row)[0]
+    value = found.difference or found.value
+    if "±" not in before:
+        value = Spread(value.count, value.mean, None)
+    return mark + spread(value, "+" if before[:1] in {"+", "-"} else "") + end
 
 
 def figures_file(name: str) -> Path:
@@ -42,6 +61,7 @@ def figures_file(name: str) -> Path:
     return ROOT / f"docs/figures/{name}.csv"
 
 
+@cache
 def grid_and_figures(name: str) -> tuple[Grid, Rows]:
     """A grid, and the committed figures of its rows, those without runs too."""
     grid = read_grid(ROOT / f"configs/grids/{name}.yaml")

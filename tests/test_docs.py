@@ -196,6 +196,21 @@ def test_the_benchmarks_page_has_the_tables_of_the_committed_figures():
     assert script.filled(page) == page
 
 
+def test_scores_in_sentences_are_those_of_the_committed_figures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    script = script_of("make_benchmarks")
+    pages = [*script.METHOD_PAGES, script_of("make_leaderboard").PAGE]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert page not in script.METHOD_PAGES or script.filled(text) == text, page
+        sentences = script.BLOCK.sub("", script.SCORE.sub("", text))
+        assert not re.search(r"\d ± \d", sentences), f"{page}: a score that no command writes"
+    old = "DSP <!-- score minicity dsp -->0.0 ± 9.9<!-- end -->, <!-- score minicity dsp - dacs miou -->+1<!-- end -->"
+    assert re.fullmatch(r"DSP <!.*-->\d\d\.\d ± \d\.\d<!-- end -->, <!.*-->\+\d\.\d<!-- end -->", script.filled(old))
+    with pytest.raises(KeyError, match="dspp"):
+        script.filled(old.replace("dsp ", "dspp "))
+
+
 def test_the_leaderboard_has_the_tables_of_the_committed_figures(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     script = script_of("make_leaderboard")
