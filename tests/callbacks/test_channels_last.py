@@ -7,8 +7,10 @@ from tests.callbacks.test_ema_teacher import QUIET
 from tests.fixtures.tiny import tiny_data, tiny_network
 
 
-def trained(*callbacks, path=None):
-    module = DACS(network=tiny_network(), label_space="camvid")
+def trained(*callbacks, path=None, further=()):
+    network = tiny_network()
+    network.backbone.extend(further)
+    module = DACS(network=network, label_space="camvid")
     trainer = Trainer(max_steps=3, callbacks=list(callbacks), **QUIET)
     trainer.fit(module, datamodule=tiny_data(val=None), ckpt_path=path)
     return module, trainer

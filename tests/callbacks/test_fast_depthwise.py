@@ -1,21 +1,15 @@
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_uda.callbacks import FastDepthwise
-from lightning_uda.methods import DACS
 from lightning_uda.networks.depthwise import DepthwiseConv2d
-from tests.callbacks.test_ema_teacher import QUIET
-from tests.fixtures.tiny import tiny_data, tiny_network
+from tests.callbacks import test_channels_last
 
 
 def trained(*callbacks, path=None):
-    network = tiny_network()
-    network.backbone.append(nn.Conv2d(8, 8, 5, padding=4, dilation=2, groups=8))
-    module = DACS(network=network, label_space="camvid")
-    trainer = Trainer(max_steps=3, callbacks=list(callbacks), **QUIET)
-    trainer.fit(module, datamodule=tiny_data(val=None), ckpt_path=path)
-    return module, trainer
+    torch.manual_seed(1)
+    further = [nn.Conv2d(8, 8, 5, padding=4, dilation=2, groups=8)]
+    return test_channels_last.trained(*callbacks, path=path, further=further)
 
 
 def test_convolutions_of_all_networks_change_and_train_to_the_same(tmp_path):
