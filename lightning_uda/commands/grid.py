@@ -17,8 +17,8 @@ def run_grid(arguments: list[str]) -> None:
     """Runs the points of a grid file that aren't done, and tabulates all.
 
     Args:
-        arguments: `FILE [--seeds N ...] [--rows NAME ...] [--output DIR] [--figures FILE] [--jobs N] [--dry-run]
-            [-- options]`.
+        arguments: `FILE [--seeds N ...] [--rows NAME ...] [--axes NAME=VALUE ...] [--output DIR] [--figures FILE]
+            [--jobs N] [--dry-run] [-- options]`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -35,6 +35,7 @@ def run_grid(arguments: list[str]) -> None:
     parser.add_argument("file", help="Grid file, or the name of a shipped one, such as minicity.")
     parser.add_argument("--seeds", type=int, nargs="+", help="Seeds instead of those of the file.")
     parser.add_argument("--rows", nargs="+", help="These rows only, and those that they start from.")
+    parser.add_argument("--axes", nargs="+", default=[], help="These values of the file's axes only, such as fold=0.")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="Folder of all runs.")
     parser.add_argument(
         "--figures",
@@ -49,7 +50,7 @@ def run_grid(arguments: list[str]) -> None:
     from lightning_uda.commands.figures import FiguresFile  # brings torch, which help does without
     from lightning_uda.commands.grid_tables import figures_of_run, tabulate
 
-    grid = read_grid(find_config(chosen.file, "grids"), chosen.seeds, chosen.rows, extra)
+    grid = read_grid(find_config(chosen.file, "grids"), chosen.seeds, chosen.rows, extra, chosen.axes)
     file = FiguresFile(chosen.figures, tuple(grid.points[0].values)) if chosen.figures else None
     rows_of = {point.run: name for name, row in grid.rows.items() for point in row.points}
     figures: dict[str, dict[str, float]] = {}

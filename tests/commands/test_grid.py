@@ -408,6 +408,17 @@ def test_further_axes_make_points_and_folds_are_pooled(trainings, monkeypatch):
     assert pooled == [([Path(f"runs/first/{place}/version_0") for place in places], Path("runs/tiny/first_folds.csv"))]
 
 
+def test_chosen_values_of_axes_make_the_points(trainings):
+    axes = {"city": ["rome", "rio", "ulm"], "fold": [0, 1]}
+    write_grid(rows={"first": None}, seeds=[0, 1], axes=axes, options=[], run="{row}/{seed}_{city}_{fold}")
+    main(["grid", "grid.yaml", "--axes", "fold=1", "city=rome", "city=ulm", "--seeds", "1"])
+    assert runs_of(trainings) == ["first/1_rome_1", "first/1_ulm_1"]
+    with pytest.raises(
+        SystemExit, match=r"--axes: found 'fold=2'; expected some of \['seed=0', .*'fold=0', 'fold=1'\]"
+    ):
+        main(["grid", "grid.yaml", "--axes", "fold=2"])
+
+
 def test_several_jobs_run_at_once_in_one_thread_each_and_write_what_they_print_to_files(trainings, monkeypatch):
     seen = []
     train = Runner._train_in_process
