@@ -69,7 +69,12 @@ from lightning_uda.resuming import (
 )
 from lightning_uda.shared_batch_norm import SharedBatchNorm, require_shared_batch_norm
 from lightning_uda.signals import TIME_IS_UP
-from lightning_uda.trainer_checks import require_callbacks, require_monitored, require_trainer_options
+from lightning_uda.trainer_checks import (
+    require_callbacks,
+    require_monitored,
+    require_trainer_options,
+    warn_of_slow_bfloat16,
+)
 
 _log = logging.getLogger(__name__)
 _load_yaml = get_loader("yaml")
@@ -294,6 +299,7 @@ class UDACLI(LightningCLI):
             )
         except (TypeError, ImportError) as error:  # of devices, accelerators and precisions that aren't there
             raise ValueError(f"trainer: {error}") from error
+        warn_of_slow_bfloat16(trainer)
         if shares:
             require_shared_batch_norm(trainer)
         return trainer

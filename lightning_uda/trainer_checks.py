@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args, get_type_hints
@@ -16,6 +17,8 @@ from lightning_uda.methods import UDAModule
 from lightning_uda.metrics import iou_column, mean_column
 from lightning_uda.metrics.columns import in_scope
 from lightning_uda.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, NUMBER, POSITIVE, require
+
+_log = logging.getLogger(__name__)
 
 _RANGES = {
     "accumulate_grad_batches": COUNT,
@@ -114,6 +117,17 @@ def require_callbacks(callbacks: Sequence[Callback]) -> None:
                     f"{type(callback).__name__}.filename: found {callback.filename!r}, which can't be filled in "
                     f"({error}); expected scores in braces, as in 'step{{step}}_{{val/miou:.1f}}'."
                 ) from error
+
+
+def warn_of_slow_bfloat16(trainer: Trainer) -> None:
+    """Says that bfloat16 won't pay on an x86 CPU without AVX-512, where oneDNN has no kernels for it."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if on_cpu and trainer.precision.startswith("bf16") and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        _log.warning(
+            "trainer.precision: found %s on a CPU without instructions for it, where a step takes many times as long "
+            "as in float32; use --trainer.precision 32-true here.",
+            trainer.precision,
+        )
 
 
 def require_monitored(module: UDAModule, callbacks: Sequence[Callback]) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
@@ -13,7 +14,12 @@ from lightning.pytorch.callbacks import (
 
 from lightning_uda.methods import SourceOnly
 from lightning_uda.methods.base import _usable
-from lightning_uda.trainer_checks import require_callbacks, require_monitored, require_trainer_options
+from lightning_uda.trainer_checks import (
+    require_callbacks,
+    require_monitored,
+    require_trainer_options,
+    warn_of_slow_bfloat16,
+)
 from tests.fixtures.tiny import tiny_network
 
 
@@ -78,3 +84,21 @@ def test_names_of_checkpoints_may_have_what_is_logged():
 def test_optimisers_that_cannot_train_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         _usable(make)
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "warned"),
+    [
+        ("bf16-mixed", "AVX2", True),
+        ("bf16-true", "AVX2", True),
+        ("bf16-mixed", "AVX512", False),
+        ("32-true", "AVX2", False),
+    ],
+)
+def test_bfloat16_on_a_cpu_that_has_no_instructions_for_it_is_warned_of(
+    precision, capability, warned, monkeypatch, caplog
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    warn_of_slow_bfloat16(Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False))
+    found = [record.getMessage() for record in caplog.records if record.name == "lightning_uda.trainer_checks"]
+    assert [f"found {precision} on a CPU" in message for message in found] == [True] * warned

@@ -68,7 +68,7 @@ def read_grid(
     seeds: Sequence[int] | None = None,
     chosen: Sequence[str] | None = None,
     extra: Sequence[str] = (),
-    values: Sequence[str] = (),
+    kept: Sequence[str] = (),
 ) -> Grid:
     """Reads a grid file.
 
@@ -87,7 +87,7 @@ def read_grid(
         seeds: Seeds instead of the file's.
         chosen: Names of rows to run; `None` for all.
         extra: Further arguments of every run.
-        values: Values of axes to run, `NAME=VALUE` each; an axis that none of them names keeps all of its values.
+        kept: Values of axes to run, `NAME=VALUE` each; an axis that none of them names keeps all of its values.
 
     Raises:
         ValueError: If it is no such file, or a chosen row or value isn't in it.
@@ -108,7 +108,7 @@ def read_grid(
     axes = {"seed": seeds or content.get("seeds") or [0], **(content.get("axes") or {})}
     for axis, several in axes.items():
         _require_some(f"{path}: {'seeds' if axis == 'seed' else axis}", several)
-    axes = _with_chosen(path, axes, values)
+    axes = _with_kept(path, axes, kept)
     wanted = _with_needed(path, settings, chosen)
     rows = {name: Row(str(settings[name].get("title") or name.replace("_", " ")), []) for name in wanted}
     for values in (dict(zip(axes, one, strict=True)) for one in itertools.product(*axes.values())):
@@ -188,16 +188,16 @@ def _with_needed(path: Path, settings: Mapping[str, Mapping[str, Any]], chosen: 
     return [name for name in above if name in wanted]
 
 
-def _with_chosen(path: Path, axes: Mapping[str, Sequence[Any]], values: Sequence[str]) -> dict[str, list[Any]]:
-    """The axes, those that `values` name with the named values alone."""
+def _with_kept(path: Path, axes: Mapping[str, Sequence[Any]], kept: Sequence[str]) -> dict[str, list[Any]]:
+    """The axes, those of which values are kept with these alone."""
     by_text = {f"{axis}={value}": (axis, value) for axis, several in axes.items() for value in several}
-    kept: dict[str, list[Any]] = {}
-    for text in values:
+    left: dict[str, list[Any]] = {}
+    for text in kept:
         if text not in by_text:
             raise ValueError(f"{path}: --axes: found {text!r}; expected some of {list(by_text)}.")
         axis, value = by_text[text]
-        kept.setdefault(axis, []).append(value)
-    return {axis: kept.get(axis, list(several)) for axis, several in axes.items()}
+        left.setdefault(axis, []).append(value)
+    return {axis: left.get(axis, list(several)) for axis, several in axes.items()}
 
 
 def _point(
