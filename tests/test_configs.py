@@ -194,12 +194,12 @@ def parts_of(content, option=""):
 
 
 def experiments():
-    """All experiments. Those whose every part stands in one before are left to the slow tests.
+    """All experiments, pairs of datasets last. Those whose every part stands in one before are left to the slow tests.
 
     The folder is a part too, and beside the pairs of datasets the folder's method.
     """
     seen = set()
-    for config in EXPERIMENTS:
+    for config in sorted(EXPERIMENTS, key=lambda config: "_to_" in config.parent.name):
         content, place = read(config), config.parent.name
         found = {*parts_of(content), (place, None if "_to_" in place else content["model"]["class_path"])}
         marks = [pytest.mark.slow] if found <= seen else []
@@ -254,20 +254,30 @@ def test_folders_have_a_config_for_every_method():
     assert {"st", "cbst", "cbst_sp"} <= names
 
 
+def included(config):
+    """The files that a config takes over, and those that these do."""
+    for name in re.findall(r"include: *([^\s}]+\.yaml)", config.read_text()):
+        path = (config.parent / name).resolve()
+        yield path
+        yield from included(path)
+
+
 def axis_combinations():
     """Every method, every network and every schedule once, each with the plain choice on the other axes.
 
-    Networks all of whose parts stand in one before are left to the slow tests.
+    Left to the slow tests are files that an experiment has which runs without them, and networks all of whose parts
+    stand in one before.
     """
+    run = [path for case in experiments() if not case.marks for path in included(*case.values)]
     plain = {"method": "dacs", "network": "deeplab_v2_resnet18", "schedule": "minicity"}
-    chosen, seen = [plain], set()
+    chosen, seen = [plain], {path.stem for path in run}
     for axis in plain:
         chosen += [{**plain, axis: path.stem} for path in sorted((CONFIGS / axis).glob("*.yaml"))]
     for name, axes in {"-".join(axes.values()): axes for axes in chosen}.items():
         parts = {*parts_of(read(CONFIGS / f"network/{axes['network']}.yaml"))}
-        found = {*parts, axes["method"], axes["schedule"]}
+        found = {axes["method"], axes["schedule"], *(parts if axes["network"] not in seen else ())}
         yield pytest.param(axes, id=name, marks=[pytest.mark.slow] if found <= seen else [])
-        seen |= found
+        seen |= {*found, *parts}
 
 
 @pytest.mark.parametrize("axes", axis_combinations())

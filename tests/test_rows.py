@@ -87,15 +87,24 @@ def pairs():
             yield pytest.param(option, first, second, id=f"{second.stem}-over-{first.stem}", marks=marks)
 
 
+def names_in(content, place=""):
+    """All names and classes of a config, each with where it stands."""
+    if not isinstance(content, dict):
+        return set()
+    here = {f"{place}.{name}={content[name] if name == 'class_path' else ''}" for name in content}
+    return here.union(*(names_in(value, f"{place}.{name}") for name, value in content.items()))
+
+
 def self_training_rows():
-    """Experiments of self-training, each the first of those that differ in no more than network and data."""
-    seen = []
+    """Experiments of self-training, each the first of those that name the same but for their network."""
+    seen = set()
     for path in SELF_TRAINING:
         model = read(path)["model"]
         del model["init_args"]["network"]
-        marks = [pytest.mark.slow] if model in seen else []
+        named = frozenset(names_in(model))
+        marks = [pytest.mark.slow] if named in seen else []
         yield pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=marks)
-        seen.append(model)
+        seen.add(named)
 
 
 @pytest.mark.parametrize(("option", "first", "second"), pairs())
