@@ -105,7 +105,7 @@ def table_of(found):
     def cell(number, name, column):
         return percent(mean([row[column] for row in rows if row[:2] == (number, name)]))
 
-    headings = [f"round {number}: {what}" for number in numbers for what in ("labelled", "right")]
+    headings = [f"round {number}: {what}" for number in numbers for what in ("has label", "right")]
     lines = [
         Row(name, [cell(number, name, column) for number in numbers for column in (4, 5)], section=name == ALL)
         for name in names
