@@ -69,7 +69,7 @@ class Entry:
     Attributes:
         title: How tables call it.
         precision: "fp32" or "bf16", of its training.
-        target_labels: Whether it is taught labels of the target, so that it isn't ranked.
+        target_labels: Whether it is taught labels of the target.
         remark: What sets its protocol apart.
     """
 
@@ -124,6 +124,20 @@ def ranked(rows: Rows) -> list[str]:
     return sorted(means, key=lambda row: -(means[row] or 0))
 
 
+def is_ranked(row: str, rows: Rows, entries: Mapping[str, Entry]) -> bool:
+    """Whether a row is compared with others: no target label taught it, and it has all runs that source-only has."""
+    return not entries[row].target_labels and len(rows[row]) >= len(rows.get(CONTROL, ()))
+
+
+def lack(row: str, rows: Rows) -> str:
+    """Which runs a row lacks, in bold; empty if none."""
+    runs, all_runs = len(rows[row]), len(rows.get(CONTROL, ()))
+    if runs < all_runs:
+        return f"**{runs} of {all_runs} runs**"
+    seeds = len({dict(run)["seed"] for run in rows[row]})
+    return f"**{seeds} seed{'s' * (seeds > 1)} only**" if seeds < SEEDS_NEEDED else ""
+
+
 def ranking(
     rows: Rows, entries: Mapping[str, Entry], order: Sequence[str], machines: Mapping[str, set[str]]
 ) -> list[str]:
@@ -135,17 +149,15 @@ def ranking(
     scores = {(each.row, each.metric): each for each in score_rows(rows, ["miou", WITHIN, BEYOND, "minutes"], CONTROL)}
     rank = 0
     for row in order:
-        entry = entries[row]
-        rank += not entry.target_labels
-        seeds = len({dict(run)["seed"] for run in rows[row]})
-        few = f"**{seeds} seed{'s' * (seeds > 1)} only**" if seeds < SEEDS_NEEDED else ""
+        entry, has_rank = entries[row], is_ranked(row, rows, entries)
+        rank += has_rank
         value = scores[row, "miou"]
-        cells = ["" if entry.target_labels else str(rank), entry.title, entry.precision, spread(value.value)]
+        cells = [str(rank) if has_rank else "", entry.title, entry.precision, spread(value.value)]
         cells += [against(value), share_text(shares.get(row))]
         cells += [spread(part) if (part := scores[row, metric].value).count else "" for metric in (WITHIN, BEYOND)]
         minutes = scores[row, "minutes"].value.mean
         cells += [str(value.value.count), "not recorded" if minutes is None else f"{minutes:.1f}"]
-        cells += [", ".join(sorted(machines[row])), "; ".join(filter(None, (entry.remark, few)))]
+        cells += [", ".join(sorted(machines[row])), "; ".join(filter(None, (entry.remark, lack(row, rows))))]
         table.append(cells)
     told = [column for column in zip(*table, strict=True) if not column[0] or any(column[1:])]
     lines = [f"| {' | '.join(cells)} |" for cells in zip(*told, strict=True)]
@@ -166,7 +178,7 @@ def gap_shares(rows: Rows, entries: Mapping[str, Entry], order: Sequence[str]) -
     if not pairs:
         return {}, "No share of a gap is given, as there is no oracle."
     bound = Spread.of(measured(oracle, "miou")).mean or nan
-    best = next(row for row in order if not entries[row].target_labels)
+    best = next(row for row in order if is_ranked(row, rows, entries))
     above = Spread.of(measured(rows[best], "miou")).mean or nan
     if above >= bound:
         stand = f"{entries[best].title} stands at {above:.1f}, the oracle at {bound:.1f}"
@@ -301,10 +313,10 @@ def panel(axes: Any, rows: Rows, entries: Mapping[str, Entry], order: Sequence[s
     for row in (CONTROL, BOUND):
         if rows.get(row):
             axes.axvline(Spread.of(measured(rows[row], "miou")).mean, color=GREY, lw=0.8, ls="--", zorder=0)
-    few = {row for row in order if len({dict(run)["seed"] for run in rows[row]}) < SEEDS_NEEDED}
-    axes.set_yticks(range(len(order)), [entries[row].title + " *" * (row in few) for row in order], fontsize=7)
+    titles = [entries[row].title + " *" * bool(lack(row, rows)) for row in order]
+    axes.set_yticks(range(len(order)), titles, fontsize=7)
     axes.set_ylim(-1, len(order))
-    axes.set_xlabel("mIoU, %, mean ± standard deviation over runs; * fewer than three seeds", fontsize=8)
+    axes.set_xlabel("mIoU, %, mean ± standard deviation over runs; * lacks runs", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", lw=0.3)
     axes.spines[["top", "right"]].set_visible(False)
