@@ -12,7 +12,6 @@ NTHU ?= data/nthu
 CAMVID ?= data/camvid
 GRID := $(BIN)/lightning-uda grid configs/grids
 OVER_SEEDS = --seeds $(SEEDS) --jobs $(JOBS)
-CAMVID_ROOTS = $(addprefix --data.,$(addsuffix .root=$(CAMVID),source target val))
 FIGURES = $(if $(OPTIONS),,--figures docs/figures/$(1).csv)
 
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -67,22 +66,19 @@ minicity-mit: $(READY)  ## The same with a small transformer: T2S-DA, DAFormer, 
 	$(GRID)/minicity_mit.yaml $(OVER_SEEDS) $(call FIGURES,minicity_mit) -- $(OPTIONS)
 
 dusk: $(READY)  ## Day to dusk on real frames, from ImageNet weights: make dusk CAMVID=folder
-	$(GRID)/dusk.yaml $(OVER_SEEDS) $(call FIGURES,dusk) -- $(CAMVID_ROOTS) $(OPTIONS)
+	$(GRID)/dusk.yaml $(OVER_SEEDS) --folders camvid=$(CAMVID) $(call FIGURES,dusk) -- $(OPTIONS)
 
 dusk-scratch: $(READY)  ## The same from random weights: make dusk-scratch CAMVID=folder
-	$(GRID)/dusk_scratch.yaml $(OVER_SEEDS) $(call FIGURES,dusk_scratch) -- $(CAMVID_ROOTS) $(OPTIONS)
+	$(GRID)/dusk_scratch.yaml $(OVER_SEEDS) --folders camvid=$(CAMVID) $(call FIGURES,dusk_scratch) -- $(OPTIONS)
 
 daformer: $(READY)  ## DAFormer's family on GTA5 -> Cityscapes: make daformer GTA5=folder CITYSCAPES=folder
-	$(GRID)/daformer.yaml $(OVER_SEEDS) -- \
-	  --data.source.root $(GTA5) --data.target.root $(CITYSCAPES) --data.val.root $(CITYSCAPES) $(OPTIONS)
+	$(GRID)/daformer.yaml $(OVER_SEEDS) --folders gta5=$(GTA5) cityscapes=$(CITYSCAPES) -- $(OPTIONS)
 
 t2sda: $(READY)  ## T2S-DA's tables on GTA5 -> Cityscapes: make t2sda GTA5=folder CITYSCAPES=folder
-	$(GRID)/t2sda.yaml $(OVER_SEEDS) -- \
-	  --data.source.root $(GTA5) --data.target.root $(CITYSCAPES) --data.val.root $(CITYSCAPES) $(OPTIONS)
+	$(GRID)/t2sda.yaml $(OVER_SEEDS) --folders gta5=$(GTA5) cityscapes=$(CITYSCAPES) -- $(OPTIONS)
 
 nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
-	$(GRID)/nthu.yaml --rows $(ROW) --jobs $(JOBS) -- \
-	  --data.source.root $(CITYSCAPES) --data.target.root $(NTHU) --data.val.root $(NTHU) $(OPTIONS)
+	$(GRID)/nthu.yaml --rows $(ROW) --jobs $(JOBS) --folders cityscapes=$(CITYSCAPES) nthu=$(NTHU) -- $(OPTIONS)
 
 leaderboard: minicity minicity-mit dusk  ## These three benchmarks, then docs/leaderboard.md: make leaderboard CAMVID=folder
 	$(if $(OPTIONS),,$(BIN)/python docs/make_leaderboard.py)

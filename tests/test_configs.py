@@ -193,18 +193,28 @@ def parts_of(content, option=""):
             yield from parts_of(value, option if name == "init_args" else name)
 
 
-def experiments():
-    """All experiments, pairs of datasets last. Those whose every part stands in one before are left to the slow tests.
+def cover(parts):
+    """Few of the configs of a mapping to their parts which together have all parts: ever that with most new ones."""
+    chosen, missing = [], set().union(*parts.values())
+    while missing:
+        chosen.append(max(parts, key=lambda config: len(parts[config] & missing)))
+        missing -= parts[chosen[-1]]
+    return chosen
 
-    The folder is a part too, and beside the pairs of datasets the folder's method.
+
+def experiments():
+    """All experiments; left to the slow tests are those whose every part stands in others that run.
+
+    Each folder is a part too, and of experiments on folders of one's own each method.
     """
-    seen = set()
-    for config in sorted(EXPERIMENTS, key=lambda config: "_to_" in config.parent.name):
+    parts = {}
+    for config in EXPERIMENTS:
         content, place = read(config), config.parent.name
-        found = {*parts_of(content), (place, None if "_to_" in place else content["model"]["class_path"])}
-        marks = [pytest.mark.slow] if found <= seen else []
+        parts[config] = {*parts_of(content), (place, content["model"]["class_path"] if place == "folders" else None)}
+    chosen = cover(parts)
+    for config in EXPERIMENTS:
+        marks = [] if config in chosen else [pytest.mark.slow]
         yield pytest.param(config, id=str(config.relative_to(CONFIGS)), marks=marks)
-        seen |= found
 
 
 def small_experiment(config, camvid, benchmarks):

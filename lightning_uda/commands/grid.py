@@ -17,8 +17,8 @@ def run_grid(arguments: list[str]) -> None:
     """Runs the points of a grid file that aren't done, and tabulates all.
 
     Args:
-        arguments: `FILE [--seeds N ...] [--rows NAME ...] [--axes NAME=VALUE ...] [--output DIR] [--figures FILE]
-            [--jobs N] [--dry-run] [-- options]`.
+        arguments: `FILE [--seeds N ...] [--rows NAME ...] [--axes NAME=VALUE ...] [--folders NAME=FOLDER ...]
+            [--output DIR] [--figures FILE] [--jobs N] [--dry-run] [-- options]`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -36,6 +36,9 @@ def run_grid(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="Seeds instead of those of the file.")
     parser.add_argument("--rows", nargs="+", help="These rows only, and those that they start from.")
     parser.add_argument("--axes", nargs="+", default=[], help="These values of the file's axes only, such as fold=0.")
+    parser.add_argument(
+        "--folders", nargs="+", default=[], help="Where the data are that the file names, such as gta5=data/gta5."
+    )
     parser.add_argument("--output", type=Path, default=Path("runs"), help="Folder of all runs.")
     parser.add_argument(
         "--figures",
@@ -50,7 +53,7 @@ def run_grid(arguments: list[str]) -> None:
     from lightning_uda.commands.figures import FiguresFile  # brings torch, which help does without
     from lightning_uda.commands.grid_tables import figures_of_run, tabulate
 
-    grid = read_grid(find_config(chosen.file, "grids"), chosen.seeds, chosen.rows, extra, chosen.axes)
+    grid = read_grid(find_config(chosen.file, "grids"), chosen.seeds, chosen.rows, extra, chosen.axes, chosen.folders)
     file = FiguresFile(chosen.figures, tuple(grid.points[0].values)) if chosen.figures else None
     rows_of = {point.run: name for name, row in grid.rows.items() for point in row.points}
     figures: dict[str, dict[str, float]] = {}

@@ -14,7 +14,7 @@ from lightning_uda.config_files import read_config
 from lightning_uda.files import require_run_name
 
 _ROW_KEYS = {"title", "parent", "config", "command", "run", "options"}
-_KEYS = {"name", "seeds", "axes", "rows", "tables", "orders", "metrics", "control", "folds"} | _ROW_KEYS - {
+_KEYS = {"name", "seeds", "axes", "folders", "rows", "tables", "orders", "metrics", "control", "folds"} | _ROW_KEYS - {
     "title",
     "parent",
 }
@@ -69,6 +69,7 @@ def read_grid(
     chosen: Sequence[str] | None = None,
     extra: Sequence[str] = (),
     kept: Sequence[str] = (),
+    folders: Sequence[str] = (),
 ) -> Grid:
     """Reads a grid file.
 
@@ -76,11 +77,11 @@ def read_grid(
     `config` (file), `command` (`fit`, `validate` or `test`), `run` (name of the run, its folder below the output
     folder), and `options`, a list which is added to that of the top. Further settings of a row are its `title` and its
     `parent`, a row above it that it belongs to. At the top stand `name`, `seeds`, `axes` (further values that make
-    points, such as `fold: [0, 1]`), `tables` (title to list of rows), `orders` (name of an order that is claimed to its
-    rows, the lowest first), `metrics`, `control` and `folds`.
+    points, such as `fold: [0, 1]`), `folders` (such as `gta5: data/gta5`), `tables` (title to list of rows), `orders`
+    (name of an order that is claimed to its rows, the lowest first), `metrics`, `control` and `folds`.
 
-    In `config`, `run` and `options`, `{seed}`, `{row}`, `{parent}` and the names of axes in braces stand for their
-    values, and `{run:ROW}` in `options` for the run folder of a row above, of the same seed.
+    In `config`, `run` and `options`, `{seed}`, `{row}`, `{parent}` and the names of axes and folders in braces stand
+    for their values, and `{run:ROW}` in `options` for the run folder of a row above, of the same seed.
 
     Args:
         path: The file.
@@ -88,9 +89,10 @@ def read_grid(
         chosen: Names of rows to run; `None` for all.
         extra: Further arguments of every run.
         kept: Values of axes to run, `NAME=VALUE` each; an axis that none of them names keeps all of its values.
+        folders: Folders instead of the file's, `NAME=FOLDER` each.
 
     Raises:
-        ValueError: If it is no such file, or a chosen row or value isn't in it.
+        ValueError: If it is no such file, or a chosen row, value or folder isn't in it.
     """
     content = read_config(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("rows"), Mapping) or not content["rows"]:
@@ -98,9 +100,10 @@ def read_grid(
     _require_names(f"{path}: rows", content["rows"])
     _require_known(f"{path}", content, _KEYS)
     settings = {name: _row_settings(path, name, content) for name in content["rows"]}
-    for what in ("axes", "tables", "orders"):
+    for what in ("axes", "tables", "orders", "folders"):
         if not isinstance(content.get(what) or {}, Mapping):
-            raise ValueError(f"{path}: {what}: found {content[what]!r}; expected lists by name, such as {{a: [b, c]}}.")
+            example = "folders by name, such as {a: b}" if what == "folders" else "lists by name, such as {a: [b, c]}"
+            raise ValueError(f"{path}: {what}: found {content[what]!r}; expected {example}.")
         _require_names(f"{path}: {what}", content.get(what) or {})
     for where, part in ((str(path), content), *((f"{path}: row {name}", row) for name, row in settings.items())):
         for what in _TEXTS & part.keys():
@@ -109,11 +112,14 @@ def read_grid(
     for axis, several in axes.items():
         _require_some(f"{path}: {'seeds' if axis == 'seed' else axis}", several)
     axes = _with_kept(path, axes, kept)
+    places = _with_given(path, content.get("folders") or {}, folders)
+    if taken := places.keys() & {*axes, "row", "parent"}:
+        raise ValueError(f"{path}: folders: found {sorted(taken)}, which have another meaning; give other names.")
     wanted = _with_needed(path, settings, chosen)
     rows = {name: Row(str(settings[name].get("title") or name.replace("_", " ")), []) for name in wanted}
     for values in (dict(zip(axes, one, strict=True)) for one in itertools.product(*axes.values())):
         for name, row in rows.items():
-            row.points.append(_point(path, name, values, settings, extra))
+            row.points.append(_point(path, name, values, places, settings, extra))
     points = list(itertools.chain(*zip(*(row.points for row in rows.values()), strict=True)))
     _require_distinct(path, points)
     shown = [name for name in rows if chosen is None or name in chosen]
@@ -200,14 +206,33 @@ def _with_kept(path: Path, axes: Mapping[str, Sequence[Any]], kept: Sequence[str
     return {axis: left.get(axis, list(several)) for axis, several in axes.items()}
 
 
+def _with_given(path: Path, folders: Mapping[str, Any], given: Sequence[str]) -> dict[str, str]:
+    """The folders, those that are given with their new place."""
+    for name, folder in folders.items():
+        _require_text(f"{path}: folders: {name}", folder, needed=True)
+    found = dict(folders)
+    for text in given:
+        name, _, folder = text.partition("=")
+        if name not in found or not folder:
+            expected = [f"{known}=FOLDER" for known in found] or "none, as the file names no folders"
+            raise ValueError(f"{path}: --folders: found {text!r}; expected {expected}.")
+        found[name] = folder
+    return found
+
+
 def _point(
-    path: Path, name: str, values: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], extra: Sequence[str]
+    path: Path,
+    name: str,
+    values: Mapping[str, Any],
+    folders: Mapping[str, str],
+    settings: Mapping[str, Mapping[str, Any]],
+    extra: Sequence[str],
 ) -> Point:
     def run_of(row: str) -> str:
         return fill(settings[row]["run"], row)
 
     def fill(text: str, row: str) -> str:
-        known = {**values, "row": row, "parent": settings[row].get("parent", "")}
+        known = {**folders, **values, "row": row, "parent": settings[row].get("parent", "")}
 
         def value(match: re.Match[str]) -> str:
             if match[1] not in known:

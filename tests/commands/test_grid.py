@@ -419,6 +419,23 @@ def test_chosen_values_of_axes_make_the_points(trainings):
         main(["grid", "grid.yaml", "--axes", "fold=2"])
 
 
+def test_folders_of_the_data_are_named_once_and_given_anew(trainings):
+    rows = {"first": {"options": ["--data.labelled_target.root={photos}"]}}
+    options = ["--data.source.root={games}", "--data.target.root={photos}"]
+    write_grid(rows=rows, seeds=[0], options=options, folders={"games": "data/games", "photos": "data/photos"})
+    main(["grid", "grid.yaml", "--folders", "photos=/a b/x=1", "--", "--data.source.root=c"])
+    assert trainings[0][3:7] == [
+        *["--data.source.root=data/games", "--data.target.root=/a b/x=1", "--data.labelled_target.root=/a b/x=1"],
+        "--data.source.root=c",
+    ]
+    for wrong in ("photo=x", "photos", "photos="):
+        with pytest.raises(SystemExit, match=rf"found '{wrong}'; expected \['games=FOLDER', 'photos=FOLDER'\]"):
+            main(["grid", "grid.yaml", "--folders", wrong])
+    write_grid()
+    with pytest.raises(SystemExit, match="--folders: found 'a=b'; expected none, as the file names no folders"):
+        main(["grid", "grid.yaml", "--folders", "a=b"])
+
+
 def test_several_jobs_run_at_once_in_one_thread_each_and_write_what_they_print_to_files(trainings, monkeypatch):
     seen = []
     train = Runner._train_in_process
@@ -499,6 +516,10 @@ def test_two_grids_at_once_train_no_point_twice(trainings):
         ({"tables": {"T": []}}, "tables: T: found an empty list"),
         ({"orders": {"O": []}}, "orders: O: found an empty list"),
         ({"axes": {"fold": []}}, "fold: found an empty list"),
+        ({"folders": ["a"]}, r"folders: found \['a'\]; expected folders by name"),
+        ({"folders": {1: "a"}}, "folders: found the name 1; expected a text"),
+        ({"folders": {"a": 3}}, "folders: a: found 3; expected a text"),
+        ({"folders": {"seed": "a"}}, r"folders: found \['seed'\], which have another meaning"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
@@ -639,6 +660,8 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
         "NTHU": "n",
         "CAMVID": "d",
     }
+    roots = {"dusk": ["d", "d", "d"], "dusk_scratch": ["d", "d", "d"], "nthu": ["c", "n", "n"]}
+    roots |= {"daformer": ["g", "c", "c"], "t2sda": ["g", "c", "c"]}
     for name in targets:
         make = [
             "make",
@@ -661,11 +684,8 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
         for command in commands:
             options = dict(itertools.pairwise(command))
             assert options["--trainer.max_steps"] == "7"
-            if name.startswith("dusk"):
-                assert [f"--data.{part}.root=d" in command for part in ("source", "target", "val")] == [True] * 3
-            if name in ("nthu", "daformer", "t2sda"):
-                roots = [options[f"--data.{part}.root"] for part in ("source", "target", "val")]
-                assert roots == (["c", "n", "n"] if name == "nthu" else ["g", "c", "c"])
+            given = (re.fullmatch(r"--data\.(?:source|target|val)\.root=(.*)", word) for word in command)
+            assert [found[1] for found in given if found] == roots.get(name, [])
         seeds = {word for command in commands for word in command if word.startswith("--seed_everything")}
         assert seeds == ({"--seed_everything=0"} if name == "nthu" else {"--seed_everything=4", "--seed_everything=5"})
         assert "--figures" not in words, "figures of other options are no figures of the benchmark"
