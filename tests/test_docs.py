@@ -261,6 +261,12 @@ def test_the_leaderboard_names_what_is_missing_and_ranks_what_compares(monkeypat
     shares, said = script.gap_shares(rows, entries, script.ranked(rows))
     assert (shares, said) == ({}, "No share of a gap is given: DACS stands at 60.0, the oracle at 51.0.")
 
+    rows["oracle_both"] = {(("seed", 1),): {"miou": 64, "minutes": 2}}
+    entries["oracle_both"] = entries["oracle"]
+    shares, said = script.gap_shares(rows, entries, script.ranked(rows))
+    assert shares["dacs"].mean == pytest.approx(100 * (60 - 32) / (64 - 32))
+    assert said == "DACS closes 88 % of the gap, over 1 of 2 runs, the most of all."
+
 
 def test_the_site_is_built_without_a_warning_and_has_every_public_class(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
