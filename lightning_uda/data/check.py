@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDataset
-from lightning_uda.data.decoding import file_problem, size_mismatch, some, unlisted_ids
+from lightning_uda.data.decoding import file_problem, size_mismatch, unlisted_ids
+from lightning_uda.data.listing import some
 from lightning_uda.data.transforms import TrainTransform
 from lightning_uda.label_spaces import IGNORE_INDEX, LabelSpace
 

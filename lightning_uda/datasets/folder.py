@@ -18,17 +18,13 @@ from lightning_uda.data.dataset import DatasetError, Problem, SegmentationDatase
 from lightning_uda.data.decoding import (
     check_image_file,
     file_problem,
-    folder_contents,
     largest_of_16_bits,
     read_image,
     read_label,
-    read_name_list,
-    require_root,
     size_mismatch,
-    some,
     unlisted_ids,
-    walk,
 )
+from lightning_uda.data.listing import folder_contents, read_name_list, require_root, some, walk
 from lightning_uda.label_spaces import UNQUOTED
 from lightning_uda.ranges import BITS, ranged
 

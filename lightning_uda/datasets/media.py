@@ -17,15 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_uda.data.dataset import DatasetError, Frame, Problem, SegmentationDataset, UnreadableFileError
-from lightning_uda.data.decoding import (
-    check_image_file,
-    file_problem,
-    folder_contents,
-    read_image,
-    read_text,
-    some,
-    walk,
-)
+from lightning_uda.data.decoding import check_image_file, file_problem, read_image
+from lightning_uda.data.listing import folder_contents, read_text, some, walk
 from lightning_uda.datasets.folder import IMAGE_EXTENSIONS
 from lightning_uda.ranges import BITS, ranged
 

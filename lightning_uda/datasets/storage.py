@@ -23,19 +23,15 @@ from lightning_uda.data.decoding import (
     decode_image,
     decode_label,
     file_problem,
-    folder_contents,
     image_size,
     is_png,
     png_size,
     read_file,
-    read_name_list,
     require_file,
     require_label_png,
-    require_root,
     size_mismatch,
-    some,
-    walk,
 )
+from lightning_uda.data.listing import folder_contents, read_name_list, require_root, some, walk
 
 Array = npt.NDArray[np.uint8]
 
