@@ -80,7 +80,7 @@ t2sda: $(READY)  ## T2S-DA's tables on GTA5 -> Cityscapes: make t2sda GTA5=folde
 nthu: $(READY)  ## Cityscapes -> NTHU, four cities, ten folds: make nthu ROW=cbst CITYSCAPES=folder NTHU=folder
 	$(GRID)/nthu.yaml --rows $(ROW) --jobs $(JOBS) --folders cityscapes=$(CITYSCAPES) nthu=$(NTHU) -- $(OPTIONS)
 
-leaderboard: minicity minicity-mit dusk  ## These three benchmarks, then docs/leaderboard.md: make leaderboard CAMVID=folder
+leaderboard: minicity minicity-mit dusk dusk-scratch  ## These benchmarks, then docs/leaderboard.md: make leaderboard CAMVID=folder
 	$(if $(OPTIONS),,$(BIN)/python docs/make_leaderboard.py)
 
 published: $(READY)  ## Rows of docs/results.md over seeds: make published PAIR=gta5_to_cityscapes ROWS="dacs dsp" SOURCE=folder TARGET=folder WEIGHTS=file

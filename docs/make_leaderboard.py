@@ -29,6 +29,7 @@ BENCHMARKS = {
     "minicity": "MiniCity, ResNet-18",
     "minicity_mit": "MiniCity, SegFormer-B0",
     "dusk": "Day to dusk, EfficientNet-Lite0",
+    "dusk_scratch": "Day to dusk, from random weights",
 }
 """Grids of the page and how their panels are called."""
 

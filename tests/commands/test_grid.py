@@ -694,7 +694,7 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
         assert len(commands) == counts[name]
 
 
-@pytest.mark.parametrize("name", ["minicity", "minicity_mit", "dusk"])
+@pytest.mark.parametrize("name", ["minicity", "minicity_mit", "dusk", "dusk_scratch"])
 def test_committed_figures_are_those_of_the_shipped_rows(name):
     grid = read_grid(ROOT / f"configs/grids/{name}.yaml")
     file = FiguresFile(ROOT / f"docs/figures/{name}.csv", tuple(grid.points[0].values))
