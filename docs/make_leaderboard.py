@@ -186,13 +186,14 @@ def gap_shares(rows: Rows, entries: Mapping[str, Entry], order: Sequence[str]) -
     pairs = [run for run in oracle if run in source]
     if not pairs:
         return {}, "No share of a gap is given, as there is no oracle."
-
-    def mean(row: str) -> float:
-        return Spread.of(measured({run: rows[row][run] for run in pairs if run in rows[row]}, "miou")).mean or nan
-
-    best = max((row for row in order if is_ranked(row, rows, entries)), key=mean)
-    if mean(best) >= mean(bound):
-        stand = f"{entries[best].title} stands at {mean(best):.1f}, the oracle at {mean(bound):.1f}"
+    of_methods = [row for row in order if is_ranked(row, rows, entries)]
+    above = {
+        row: sum(run in rows[row] and rows[row][run]["miou"] >= oracle[run]["miou"] for run in pairs)
+        for row in of_methods
+    }
+    most = max(above, key=lambda row: above[row])
+    if above[most]:
+        stand = f"{entries[most].title} stands above the oracle in {above[most]} of {len(pairs)} runs"
         return {}, f"No share of a gap is given: {stand}."
     shares = {}
     for row in order:
@@ -204,6 +205,7 @@ def gap_shares(rows: Rows, entries: Mapping[str, Entry], order: Sequence[str]) -
                 if run in runs
             ]
         )
+    best = max(of_methods, key=lambda row: shares[row].mean or nan)
     over = "" if len(pairs) == len(source) else f", over {len(pairs)} of {len(source)} runs"
     return shares, f"{entries[best].title} closes {shares[best].mean:.0f} % of the gap{over}, the most of all."
 
