@@ -40,22 +40,25 @@ def fit(folder, config, options):
 @pytest.mark.parametrize(
     ("config", "options", "losses"),
     [
-        (
+        pytest.param(
             "dacs",
             '--model.terms.feature FeatureMMD --model.terms.feature.between "[source,mixed]"',
             ["feature", "mixed", "source"],
+            marks=pytest.mark.slow,
         ),
-        ("dacs_feature", "--model.terms.feature.weight 0.1", ["feature", "mixed", "source"]),
+        pytest.param(
+            "dacs_feature", "--model.terms.feature.weight 0.1", ["feature", "mixed", "source"], marks=pytest.mark.slow
+        ),
         (
             "dsp",
             "--model.terms.htcm ConfidentPaste --model.terms.htcm.of target_mixed --model.terms.htcm.tau 0.05",
             ["feature", "htcm", "source", "source_mixed", "target_mixed"],
         ),
-        ("dacs_htcm", "", ["htcm", "mixed", "source"]),
+        pytest.param("dacs_htcm", "", ["htcm", "mixed", "source"], marks=pytest.mark.slow),
         ("dacs", "--model.terms.mic MaskedConsistency --model.terms.mic.patch 16", ["mic", "mixed", "source"]),
-        ("dacs", "--model.terms.picl PixelContrast", ["mixed", "picl", "source"]),
+        pytest.param("dacs", "--model.terms.picl PixelContrast", ["mixed", "picl", "source"], marks=pytest.mark.slow),
         ("dacs", "--model.terms.fda Translated", ["fda", "mixed", "source"]),
-        ("dacs_pull", "", ["mixed", "pull", "source"]),
+        pytest.param("dacs_pull", "", ["mixed", "pull", "source"], marks=pytest.mark.slow),
         ("dsp_procl", "", ["feature", "procl", "source", "source_mixed", "target_mixed"]),
     ],
 )

@@ -205,12 +205,11 @@ def cover(parts):
 def experiments():
     """All experiments; left to the slow tests are those whose every part stands in others that run.
 
-    Each folder is a part too, and of experiments on folders of one's own each method.
+    Each folder is a part too.
     """
     parts = {}
     for config in EXPERIMENTS:
-        content, place = read(config), config.parent.name
-        parts[config] = {*parts_of(content), (place, content["model"]["class_path"] if place == "folders" else None)}
+        parts[config] = {*parts_of(read(config)), config.parent.name}
     chosen = cover(parts)
     for config in EXPERIMENTS:
         marks = [] if config in chosen else [pytest.mark.slow]

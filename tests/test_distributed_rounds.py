@@ -9,6 +9,8 @@ from PIL import Image
 from tests.fixtures.processes import run_ranks
 from tests.fixtures.two_ranks_rounds import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

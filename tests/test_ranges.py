@@ -196,6 +196,7 @@ LISTED = [
 ]
 
 
+@pytest.mark.slow
 def test_configs_that_the_issue_lists_are_refused_before_a_run_folder_is_there(tmp_path):
     bases = {row: on_minicity(row) for row in {row for row, *_ in LISTED}}
     for number, (row, path, value, message) in enumerate(LISTED):

@@ -18,6 +18,7 @@ from lightning_uda.resuming import RunLogger
 from lightning_uda.signals import TIME_IS_UP
 from lightning_uda.tables import read_rows
 from tests.fixtures.checkpoints import content
+from tests.fixtures.choices import few_of
 from tests.fixtures.processes import run, run_ranks, run_together
 from tests.fixtures.stages import ON_TWO, steps_of, write_config
 from tests.fixtures.tiny import TinyDataset
@@ -89,7 +90,7 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "hook", "done"), MOMENTS)
+@pytest.mark.parametrize(("method", "hook", "done"), few_of(MOMENTS, MOMENTS[1], MOMENTS[2], MOMENTS[5], MOMENTS[6]))
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(method, hook, done, whole, tmp_path, capsys):
     expected, last = whole(method)
     config = config_of(tmp_path / "runs", method)
@@ -179,6 +180,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
     assert not list(tmp_path.rglob("stopped.ckpt"))
 
 
+@pytest.mark.slow
 def test_workers_live_on_when_the_whole_group_of_processes_is_told_to_stop(tmp_path):
     options = ["--data.num_workers", "2", *signal_at("on_before_zero_grad", 1, signal.SIGINT, group=True)]
     result = run(main, ["fit", "--config", config_of(tmp_path, "SourceOnly"), *options], process_group=True)
@@ -431,6 +433,7 @@ def test_two_starts_of_one_name_at_the_same_moment_get_a_folder_each(tmp_path):
     assert [logger.version for logger in loggers] == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_resumes_on_one_and_back(tmp_path):
     command = ["fit", "--config", config_of(tmp_path, "DACS"), "--resume", "--trainer.max_steps"]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -470,7 +473,7 @@ def test_torchrun_starts_one_run_that_a_signal_stops_and_that_goes_on(tmp_path):
     assert found == wanted
 
 
-@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("dead", few_of([0, 1], 0))
 def test_where_a_process_dies_the_others_end_with_a_message(dead, tmp_path):
     command = ["fit", "--config", config_of(tmp_path, "DACS"), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     ended = run_ranks(2, main, [*command, *signal_at("on_train_batch_start", 2, signal.SIGKILL, rank=dead)], timeout=60)

@@ -16,12 +16,15 @@ import torch
 from lightning_uda.__main__ import main
 from lightning_uda.files import locked
 from lightning_uda.metrics import iou_per_class, mean_iou, read_confusion
+from tests.fixtures.choices import few_of
 from tests.fixtures.processes import run_ranks
 from tests.fixtures.stages import (
+    ALIKE_ON_TWO,
     DIGEST,
     FROZEN,
     LIKE_ONE,
     METHODS,
+    MIXED,
     ON_TWO,
     digest_of,
     go_on,
@@ -73,13 +76,13 @@ def test_a_method_goes_through_all_stages(method, tmp_path):
     check(run_stages(tmp_path, method, num_workers=1 if method in ("DSP", "SelfTraining") else 0), method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few_of(METHODS, *ALIKE_ON_TWO))
 def test_in_mixed_precision_too(method, tmp_path):
-    check(run_stages(tmp_path, method, "--trainer.precision", "bf16-mixed", stages=("fit", "resume")), method)
+    check(run_stages(tmp_path, method, *MIXED, stages=("fit", "resume")), method)
 
 
 def test_clipping_goes_with_a_fused_optimiser_in_mixed_precision(tmp_path):
-    options = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"]
+    options = [*MIXED, "--trainer.gradient_clip_val", "1"]
     options += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.fused", "true"]
     check(run_stages(tmp_path, "DACS", *options, stages=("fit", "resume")), "DACS")
 

@@ -225,6 +225,7 @@ def fit_on_two_ranks():
     fit(PoisonedOnOneRank(), devices=2, strategy="ddp")
 
 
+@pytest.mark.slow
 def test_all_processes_stop_where_one_has_a_bad_loss():
     message = "Process 1: The run stopped, as its loss is not finite at step 3 of 6: train/loss_mixed is nan."
     for process in run_ranks(2, fit_on_two_ranks):

@@ -19,6 +19,7 @@ from lightning_uda.label_spaces import get_label_space
 from lightning_uda.loading import PartsCLI
 from lightning_uda.report import feature_figures
 from lightning_uda.report.feature_figures import embed, similarity_figure, tsne_figure
+from tests.fixtures.choices import few_of
 from tests.fixtures.stages import METHODS, run_stages, write_config
 from tests.fixtures.tiny import TinyDataset, tiny_network
 from tests.metrics.test_feature_space import by_loops
@@ -107,7 +108,7 @@ def test_ada_bn_is_analyzed_with_the_statistics_of_the_target(tmp_path):
     check(table(tmp_path / "out"), network.eval())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few_of(METHODS, "T2SDA", "SelfTraining"))
 def test_every_method_is_analyzed(method, tmp_path, caplog):
     config = write_config(tmp_path, method)
     main(["analyze", "--config", config, "--output", str(tmp_path / "out"), "--no_tsne"])

@@ -614,7 +614,7 @@ def shipped_points(path, **options):
     return read_grid(path, **options).points
 
 
-SLOW = ("minicity", "minicity_mit", "t2sda")
+SLOW = ("minicity", "minicity_mit", "t2sda", "dusk")
 """Grids whose options are those of others, for other networks and sizes, or that take long."""
 
 

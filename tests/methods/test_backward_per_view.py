@@ -75,6 +75,7 @@ def test_weights_are_those_of_one_backward_pass(method, kind, tmp_path):
     assert_alike(weights(tmp_path / "false"), weights(tmp_path / "true"))
 
 
+@pytest.mark.slow
 def test_two_processes_take_losses_back_too(tmp_path):
     for per_view in ("false", "true"):
         folder = tmp_path / per_view

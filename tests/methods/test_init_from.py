@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from lightning_uda.__main__ import main
 from lightning_uda.metrics import read_confusion
+from tests.fixtures.choices import few_of
 from tests.fixtures.stages import METHODS, write_config
 from tests.fixtures.tiny import TinyDataset, TinyNetwork
 
@@ -70,7 +71,7 @@ def refused(arguments):
     return str(end.value.code)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few_of(METHODS, "SourceOnly", "T2SDA", "SelfTraining"))
 def test_every_method_starts_from_a_run_folder_and_says_so(method, source_run, tmp_path, caplog):
     Starts.seen = {}
     with caplog.at_level("INFO", logger="lightning_uda"):

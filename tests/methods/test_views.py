@@ -9,6 +9,7 @@ from lightning_uda.methods import DACS, EHTDI, SelfTraining
 from lightning_uda.step import Step
 from lightning_uda.terms import ConfidentPaste, FeatureMMD, Pull
 from lightning_uda.translation import BlendJitter, RandomResizedCrop
+from tests.fixtures.choices import few_of
 from tests.fixtures.stages import METHODS, write_config
 from tests.fixtures.tiny import tiny_data, tiny_network
 from tests.methods.test_dacs import QUIET
@@ -31,7 +32,7 @@ def test_the_view_of_self_training_is_its_union():
     assert SelfTraining.views == SelfTraining.streams == ("union",)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few_of(METHODS, "DACS", "SelfTraining"))
 def test_a_term_that_reads_an_unknown_view_is_refused_before_a_run_folder_is_there(method, tmp_path):
     options = ["--model.terms.x", "FeatureMMD", "--model.terms.x.between", "[source,nowhere]"]
     with pytest.raises((SystemExit, ValueError), match=r"found no view '(nowhere|source)'; the method's step has \["):

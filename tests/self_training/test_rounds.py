@@ -552,6 +552,7 @@ fit(module_of(), data_of(), Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_logits_behind(tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, timeout=120)
     assert killed.returncode == -9
