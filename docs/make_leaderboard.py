@@ -4,6 +4,7 @@ Everything comes from docs/figures/*.csv, which `make leaderboard` fills. A bloc
 `<!-- end -->` is replaced by the ranking, the orders and the IoU by class of a grid.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ ORDERS = {
     "DAFormer < + pull": ["daformer", "t2sda"],
     "DAFormer < + pull, running statistics": ["daformer", "t2sda_running"],
     "DACS < + pull": ["dacs_borders", "dacs_pull"],
+    "DSP < + ST": ["dsp", "dsp_st"],
+    "control < + ST": ["dsp_zero_labels", "dsp_st"],
 }
 """Rows of the orders that the papers claim, the lowest first; a grid that lacks one of the rows is not asked."""
 
@@ -112,11 +115,10 @@ def entry_of(grid: Grid, row: str) -> Entry:
     """What the arguments of a row's first run say."""
     arguments = grid.rows[row].points[0].arguments
     labels = row in BOUNDS or any(word.startswith("--data.labelled_target") for word in arguments)
-    remarks = {
-        "target labels": labels,
-        "a trained run, evaluated anew": arguments[0] == "validate",
-        "goes on from source-only": any(word.startswith("--model.init_from") for word in arguments),
-    }
+    remarks = {"target labels": labels, "a trained run, evaluated anew": arguments[0] == "validate"}
+    for word in arguments:
+        if begun_with := re.fullmatch(r"--model\.init_from=.*\b(\w+)}", word):
+            remarks[f"goes on from {grid.rows[begun_with[1]].title}"] = True
     precision = "bf16" if "--trainer.precision=bf16-mixed" in arguments else "fp32"
     return Entry(grid.rows[row].title, precision, labels, "; ".join(text for text, true in remarks.items() if true))
 
