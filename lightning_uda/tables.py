@@ -53,7 +53,7 @@ def console_table(title: str, columns: Sequence[str], rows: Iterable[Row]) -> Ta
     """
     table = Table(title=title, title_style="bold", title_justify="left", header_style="dim", box=HORIZONTALS)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
     for row in rows:
         if row.section:
             table.add_section()

@@ -44,6 +44,15 @@ def test_tables_are_written_in_encodings_without_blocks(encoding, monkeypatch):
     assert ["##", "road", "62.5", "#" * 12] in [line.strip("| ").replace("|", " ").split() for line in file]
 
 
+def test_a_narrow_console_shows_every_value_beside_a_long_label():
+    console = Console(file=io.StringIO(), width=80)
+    rows = [Row("DSP + all four (pool, HTCM, MIC, rare class sampling)", [f"{i}2.6 ± 0.{i}" for i in range(1, 8)])]
+    console.print(console_table("Title", ["row", *7 * ["vs. dual hard paste"]], rows))
+    shown = console.file.getvalue().split()
+    assert {f"{i}2.6" for i in range(1, 8)} | {f"0.{i}" for i in range(1, 8)} <= {*shown}
+    assert "…" not in "".join(shown)
+
+
 def test_classes_have_a_swatch_and_means_a_line_above():
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system="truecolor")
     rows = [Row("road", ["1.0"], (128, 64, 128)), Row("mIoU", ["2.0"], style="bold", section=True)]
