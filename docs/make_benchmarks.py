@@ -24,6 +24,8 @@ Rows = Mapping[str, Mapping[tuple[Any, ...], Mapping[str, float]]]
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
+VERDICTS = {"yes": "holds", "no": "**reversed**", "not resolved": "not resolved"}
+"""How pages say whether a step of an order holds."""
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SCORE = re.compile(r"(<!-- score (\w+) (\w+)(?: - (\w+))?(?: (\w+))? -->)([^<]*)(<!-- end -->)")
 
@@ -89,7 +91,7 @@ def tables(name: str) -> str:
             lines += [line(grid.rows[row].title, [scores[row, metric] for metric in shown]) for row in there]
             lines.append("")
     if steps := order_steps(rows, grid.orders, "miou"):
-        lines += ["| order | from | to | paired difference | pairs | holds |", "|---|---|---|---|---|---|"]
+        lines += ["| order | from | to | paired difference | pairs | |", "|---|---|---|---|---|---|"]
         lines += [order_line(step, {row: each.title for row, each in grid.rows.items()}) for step in steps]
     return "\n" + "\n".join(lines) + "\n\n"
 
@@ -110,7 +112,7 @@ def line(title: str, scores: Sequence[Score]) -> str:
 def order_line(step: OrderStep, titles: dict[str, str]) -> str:
     """A step of an order."""
     named = f"| {step.order} | {titles[step.lower]} | {titles[step.higher]} "
-    return f"{named}| {spread(step.difference, '+')} | {step.difference.count} | {step.holds} |"
+    return f"{named}| {spread(step.difference, '+')} | {step.difference.count} | {VERDICTS[step.holds]} |"
 
 
 def spread(value: Spread, sign: str = "") -> str:

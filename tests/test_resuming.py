@@ -151,6 +151,7 @@ def test_each_signal_has_its_status(tmp_path, number, status):
     assert {name: signal.getsignal(getattr(signal, name)) for name in before} == before
 
 
+@pytest.mark.slow
 def test_where_nothing_is_to_be_saved_a_signal_ends_the_run_at_once(tmp_path, capsys):
     config = config_of(tmp_path, "SourceOnly")
     assert stopped("fit", "--config", config, *signal_at("on_train_start", 0, signal.SIGTERM)) == 143
@@ -243,6 +244,7 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
     assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_a_round_that_is_resumed_at_its_end_logs_the_same_steps(tmp_path):
     for name in ("whole", "cut"):
         config = config_of(tmp_path / name, "SelfTraining")

@@ -195,7 +195,7 @@ def test_each_file_is_written_by_one_rank_and_what_is_counted_once(two):
     assert set(times.values()) == {1}
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", few_of([1, 3], 3))
 def test_self_training_goes_on_within_a_round_on_more_or_fewer_processes(step, one, two):
     """What it goes on with is the checkpoint's, and what comes of it is what came of one process, but for rounding."""
     whole = one / "SelfTraining/version_0"

@@ -31,6 +31,7 @@ from lightning_uda.files import RECORD_FILE
 from lightning_uda.metrics import MIOU_NOTE
 from lightning_uda.tables import append_row, read_rows
 from tests.fixtures import stages
+from tests.fixtures.choices import few_of
 from tests.fixtures.processes import ForkedCommand
 from tests.report.test_report import CLASSES, write_evaluation
 
@@ -713,7 +714,7 @@ def forked(monkeypatch):
 
 
 @pytest.mark.usefixtures("forked")
-@pytest.mark.parametrize(("who", "status"), [("run", 1), ("grid", 143)])
+@pytest.mark.parametrize(("who", "status"), few_of([("run", 1), ("grid", 143)], ("grid", 143)))
 def test_a_point_is_done_at_its_last_step_alone_and_goes_on_after_a_stop(tmp_path, who, status, capfd):
     config = yaml.safe_load(Path(stages.write_config(tmp_path, "SourceOnly")).read_text())
     sent = {"class_path": "tests.fixtures.signals.StopsOnce", "init_args": {"done": 1, "parent": who == "grid"}}

@@ -106,6 +106,7 @@ for method in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_of_a_cell_is_refused_where_processes_start_empty():
     # `python -c`, as a notebook, has a `__main__` that is no file
     command = [sys.executable, "-c", CELL, "spawn", "forkserver", "fork"]

@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_uda.__main__ import main
+from tests.fixtures.choices import few_of
 from tests.fixtures.processes import run_ranks
 from tests.fixtures.stages import write_config
 
@@ -57,7 +58,12 @@ def assert_alike(one, other):
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [*((method, "plain") for method in VIEWS), ("DACS", "accumulated and clipped"), ("DSP", "bf16")],
+    few_of(
+        [*((method, "plain") for method in VIEWS), ("DACS", "accumulated and clipped"), ("DSP", "bf16")],
+        ("EHTDI", "plain"),
+        ("DACS", "accumulated and clipped"),
+        ("DSP", "bf16"),
+    ),
 )
 def test_weights_are_those_of_one_backward_pass(method, kind, tmp_path):
     for per_view in ("false", "true"):

@@ -89,6 +89,7 @@ def test_every_method_starts_from_a_run_folder_and_says_so(method, source_run, t
     assert "random at the start" not in notes
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_or_only_evaluates_does_not_open_the_checkpoint(source_run, tmp_path):
     command = ["--config", write_config(tmp_path, "DACS"), "--model.init_from", str(source_run)]
     main(["fit", *command])

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from lightning_uda.networks import CaffeResNet, EncoderDecoder, SegFormerHead
 from tests.fixtures.backbones import BACKBONES
+from tests.fixtures.choices import few_of
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=few_of(BACKBONES, "resnet", "convnext", "vit", "mit", "caffe"))
 def networks(request):
     """A network and its like that computes blocks again."""
     torch.manual_seed(0)
