@@ -1,22 +1,26 @@
 """Writes the tables of docs/benchmarks.md, and scores within sentences, from docs/figures/*.csv.
 
-`python docs/make_benchmarks.py`. A block between `<!-- table GRID -->` and `<!-- end -->` is replaced by the tables and
-orders of a grid. Between `<!-- score GRID ROW -->` and `<!-- end -->`, here and on the pages of methods, stands the
-mIoU of a row, between `<!-- score GRID ROW - OTHER -->` and `<!-- end -->` its paired difference to another row; a
-further word is another metric. A sign and a deviation are written where the text before has them.
+`python docs/make_benchmarks.py`. A block between `<!-- table GRID -->` and `<!-- end -->` is replaced by the tables
+and orders of a grid; `pseudo_labels` is what `benchmarks/pseudo_labels.py` counted. Between `<!-- score GRID ROW -->`
+and `<!-- end -->`, here and on the pages of methods, stands the mIoU of a row; after `<!-- score GRID ROW - OTHER -->`
+its paired difference to another row; a further word is another metric. A sign and a deviation are written where the
+text before has them.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import isfinite, nan
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from lightning_uda.commands.figures import FiguresFile
 from lightning_uda.commands.grid_file import Grid, read_grid
 from lightning_uda.metrics import score_label
 from lightning_uda.report.grid_table import OrderStep, Score, Spread, order_steps, score_rows
+from lightning_uda.tables import read_rows
 
 Rows = Mapping[str, Mapping[tuple[Any, ...], Mapping[str, float]]]
 """Figures by row and by the values of a run's axes."""
@@ -38,7 +42,7 @@ def main() -> None:
 
 def filled(text: str) -> str:
     """A page with the tables and scores of the committed figures."""
-    return with_blocks(text, tables)
+    return with_blocks(text, lambda name: pseudo_labels() if name == "pseudo_labels" else tables(name))
 
 
 def with_blocks(text: str, block: Callable[[str], str]) -> str:
@@ -93,6 +97,31 @@ def tables(name: str) -> str:
     if steps := order_steps(rows, grid.orders, "miou"):
         lines += ["| order | from | to | paired difference | pairs | |", "|---|---|---|---|---|---|"]
         lines += [order_line(step, {row: each.title for row, each in grid.rows.items()}) for step in steps]
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
+def pseudo_labels() -> str:
+    """Markdown tables of the labels of self-training at dusk: by row and round, and by class in the last round."""
+    titles, found = {row: each.title for row, each in grid_and_figures("dusk")[0].rows.items()}, defaultdict(list)
+    for line in read_rows(figures_file("pseudo_labels")):
+        found[line["run"].split("/")[-2], line["class"], line["round"]].append(line)
+    rows, classes, rounds = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
+
+    def cell(row: str, name: str, number: str, column: str, digits: int = 0) -> str:
+        known = [float(line[column]) for line in found[row, name, number] if line[column]]
+        return f"{mean(known):.{digits}f}" if known else "-"
+
+    lines = ["| row | labelled, % | right, % | mIoU after the round |", "|---|---|---|---|"]
+    for row in rows:
+        shown = (("labelled", 0), ("right", 0), ("miou_after", 1))
+        cells = (", ".join(cell(row, classes[-1], number, *column) for number in rounds) for column in shown)
+        lines.append(f"| {titles[row]} | {' | '.join(cells)} |")
+    taught = [row for row in rows if cell(row, classes[-1], rounds[-1], "right") != "-"]
+    lines += ["", f"| labelled, % / right, % in round {rounds[-1]} | {' | '.join(titles[row] for row in taught)} |"]
+    lines.append("|---" * (len(taught) + 1) + "|")
+    for name in classes:
+        cells = (" / ".join(cell(row, name, rounds[-1], column) for column in ("labelled", "right")) for row in taught)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n" + "\n".join(lines) + "\n\n"
 
 
