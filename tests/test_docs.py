@@ -16,6 +16,7 @@ from lightning_uda.__main__ import main
 from lightning_uda.commands.grid_file import read_grid
 from lightning_uda.commands.runner import Point, Runner
 from tests.fixtures import official_layouts
+from tests.fixtures.choices import few_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -85,7 +86,9 @@ def test_commands_of_other_pages_parse(monkeypatch, capsys):
         assert end.value.code == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("page", "config"), [("dacs", "dacs"), ("dsp", "dsp"), ("self_training", "cbst")])
+@pytest.mark.parametrize(
+    ("page", "config"), few_of([("dacs", "dacs"), ("dsp", "dsp"), ("self_training", "cbst")], ("self_training", "cbst"))
+)
 def test_options_of_a_method_page_parse(page, config, capsys):
     config = str(ROOT / f"configs/experiment/gta5_to_cityscapes/{config}.yaml")
     options = re.findall(r"`(--(?:model|data)\.[^`]*? [^`]*)`", (ROOT / f"docs/methods/{page}.md").read_text())
@@ -250,7 +253,7 @@ def test_the_leaderboard_names_what_is_missing_and_ranks_what_compares(monkeypat
         lines[6]
         == "|  | AdaBN | fp32 | 29.0 | -1.0 | -5 | 1 | 2.0 | CPU | a trained run, evaluated anew; **1 of 2 runs** |"
     )
-    assert lines[-2] == "DACS closes 25 % of the gap, the most of all."
+    assert lines[-2] == "DACS closes 25 % of the gap, by its mean the most."
     assert lines[-1].startswith("Not trained yet: mean teacher; naive ClassMix; ")
     (said,) = script.precisions(grid, rows, entries)
     assert said.endswith("bf16 less fp32 is: DACS -0.5 ± 0.7 (2 pairs).")

@@ -90,7 +90,7 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "hook", "done"), few_of(MOMENTS, MOMENTS[1], MOMENTS[2], MOMENTS[5], MOMENTS[6]))
+@pytest.mark.parametrize(("method", "hook", "done"), few_of(MOMENTS, MOMENTS[1], MOMENTS[2], MOMENTS[5]))
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(method, hook, done, whole, tmp_path, capsys):
     expected, last = whole(method)
     config = config_of(tmp_path / "runs", method)

@@ -243,6 +243,7 @@ def test_stopping_is_no_traceback(config, accepted, monkeypatch, capsys):
     assert "stopped in threshold=0.5; the same command goes on with it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_points_are_trained_in_processes_of_their_own_without_wandb(config, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("WANDB_MODE")
     write_sweep(parameters={"data.init_args.batch_size": {"values": [2]}})

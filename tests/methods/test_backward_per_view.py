@@ -60,7 +60,6 @@ def assert_alike(one, other):
     ("method", "kind"),
     few_of(
         [*((method, "plain") for method in VIEWS), ("DACS", "accumulated and clipped"), ("DSP", "bf16")],
-        ("EHTDI", "plain"),
         ("DACS", "accumulated and clipped"),
         ("DSP", "bf16"),
     ),
