@@ -72,6 +72,7 @@ from lightning_uda.signals import TIME_IS_UP
 from lightning_uda.trainer_checks import (
     require_callbacks,
     require_monitored,
+    require_optimizer_runs,
     require_trainer_options,
     warn_of_slow_bfloat16,
 )
@@ -247,6 +248,7 @@ class UDACLI(LightningCLI):
         self.trainer = self.instantiate_trainer()
         if self.subcommand == "fit":
             self.model.require_steps(self.trainer.max_steps)
+            require_optimizer_runs(self.model, self.trainer)
         require_monitored(self.model, self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.subcommand is not None and self.runs:
             require_start(self.model, run["ckpt_path"], self.subcommand)

@@ -10,6 +10,7 @@ from typing import Any, cast, get_args, get_type_hints
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, ModelCheckpoint, Timer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_uda.errors import did_you_mean
@@ -103,11 +104,20 @@ def require_callbacks(callbacks: Sequence[Callback]) -> None:
     """Checks that no callback is among them that a method can't be trained with, or whose files can't be named.
 
     Raises:
-        ValueError: If one is.
+        ValueError: If one is, or if the states of two have one name in a checkpoint.
     """
     for kind, instead in _INSTEAD.items():
         if any(isinstance(callback, kind) for callback in callbacks):
             raise ValueError(f"trainer.callbacks: found {kind.__name__}, which can't be used here; {instead}.")
+    saved: set[str] = set()
+    for callback in callbacks:
+        if is_overridden("state_dict", callback, parent=Callback):
+            if callback.state_key in saved:
+                raise ValueError(
+                    f"trainer.callbacks: found two {type(callback).__name__} whose states a checkpoint can't tell "
+                    "apart; expected one, or settings that differ (of ModelCheckpoint: monitor, mode or when it saves)."
+                )
+            saved.add(callback.state_key)
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.filename is not None:
             try:
@@ -127,6 +137,19 @@ def warn_of_slow_bfloat16(trainer: Trainer) -> None:
             "trainer.precision: found %s on a CPU without instructions for it, where a step takes many times as long "
             "as in float32; use --trainer.precision 32-true here.",
             trainer.precision,
+        )
+
+
+def require_optimizer_runs(module: UDAModule, trainer: Trainer) -> None:
+    """Checks that the optimiser can make its steps on the device.
+
+    Raises:
+        ValueError: If it is to be captured in a graph of a GPU on another device.
+    """
+    device, made = trainer.strategy.root_device.type, module.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    if device in ("cpu", "mps") and made.defaults.get("capturable"):
+        raise ValueError(
+            f"model.optimizer: {type(made).__name__}.capturable: found true on {device}; expected a GPU. Leave it out."
         )
 
 

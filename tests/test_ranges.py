@@ -142,7 +142,14 @@ NETWORK, OPTIMIZER = (*MODEL, "network", "init_args"), (*MODEL, "optimizer", "in
 LISTED = [
     ("dacs", (*OPTIMIZER, "lr"), math.inf, "lr: found inf"),
     ("dacs", (*OPTIMIZER, "weight_decay"), math.nan, "Invalid weight_decay value: nan"),
+    ("dacs", (*OPTIMIZER, "capturable"), True, "AdamW.capturable: found true on cpu; expected a GPU"),
     ("dacs", (*MODEL, "optimizer"), None, "optimizer: found null"),
+    (
+        "cbst_sp_mst",
+        ("trainer", "callbacks", 3, "init_args", "every_n_train_steps"),
+        None,
+        "trainer.callbacks: found two ModelCheckpoint whose states a checkpoint can't tell apart",
+    ),
     ("dacs", (*MODEL, "pixel_weighting"), None, "pixel_weighting: found null"),
     ("dacs", ("trainer",), [0, 0], "trainer: found [0, 0]; expected a mapping of the arguments of Trainer"),
     ("dsp", (*MODEL, "feature_alignment", "init_args", "weight"), -1.0, "weight: found -1"),

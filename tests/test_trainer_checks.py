@@ -60,9 +60,15 @@ def test_names_of_checkpoints_that_cannot_be_filled_in_are_refused(name):
     ):
         require_callbacks([ModelCheckpoint(filename=name)])
     for good in ("{step}", "step{step}_{val/miou:.1f}", "last", None):
-        require_callbacks(
-            [ModelCheckpoint(filename=good), ModelCheckpoint(filename=good, auto_insert_metric_name=False)]
-        )
+        for named in (True, False):
+            require_callbacks([ModelCheckpoint(filename=good, auto_insert_metric_name=named)])
+
+
+def test_callbacks_whose_states_have_one_name_are_refused():
+    require_callbacks([ModelCheckpoint(), ModelCheckpoint(every_n_train_steps=5), ModelCheckpoint(monitor="val/miou")])
+    message = r"found two ModelCheckpoint whose states .* expected one, or settings that differ \(of ModelCheckpoint"
+    with pytest.raises(ValueError, match=message):
+        require_callbacks([ModelCheckpoint(filename="last"), ModelCheckpoint(filename="resume")])
 
 
 def test_names_of_checkpoints_may_have_what_is_logged():
