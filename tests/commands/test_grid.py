@@ -690,7 +690,7 @@ def test_make_calls_the_shipped_grids_with_its_options(capsys, monkeypatch):
         seeds = {word for command in commands for word in command if word.startswith("--seed_everything")}
         assert seeds == ({"--seed_everything=0"} if name == "nthu" else {"--seed_everything=4", "--seed_everything=5"})
         assert "--figures" not in words, "figures of other options are no figures of the benchmark"
-        counts = {"minicity": 2 * 65, "minicity_mit": 2 * 16, "dusk": 4 * 33, "dusk_scratch": 4 * 17, "nthu": 40}
+        counts = {"minicity": 2 * 65, "minicity_mit": 2 * 16, "dusk": 4 * 33, "dusk_scratch": 4 * 19, "nthu": 40}
         counts |= {"t2sda": 2 * 24, "daformer": 2 * 15}
         assert len(commands) == counts[name]
 
